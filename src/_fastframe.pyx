@@ -1,0 +1,1902 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: cdivision=True, freethreading_compatible=False, embedsignature=False
+"""Frames, slots and replies: everything of iproto that must be C.
+
+The way of the data, on the server: ``ServerFrames.feed`` takes a received
+chunk, executes every built-in frame in it against ``Storage`` and returns all
+replies as one ``bytes``; frames of users' own functions are left in ``calls``.
+On the client: ``ClientFrames`` builds requests into one outgoing buffer and
+matches a received chunk's replies to what waits for them.
+
+Sections: constants and layout; the lock; the store; MsgPack; server; client.
+
+A note on the GIL: all slot code is ``nogil``-clean, but is called holding the
+GIL, and the lock is first *tried*; the GIL is released only when the lock is
+contended. (A release around each operation halves the throughput, and beside
+one busy Python thread divides it by 300: each re-acquire can wait a switch
+interval of 5 ms.)
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBUF_WRITABLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, strlen
+
+import mmap
+
+from iproto.errors import (
+    DialectError,
+    OutOfRangeError,
+    OverloadedError,
+    ProtocolError,
+    LockedError,
+    ReadOnlyError,
+    TextError,
+    error_from_reply,
+)
+from iproto.wire import CloseReason, FuncID, Header, Response, ReturnCode, State
+
+
+# --- Constants and layout ------------------------------------------------------------------------
+
+cdef extern from *:
+    """
+    #include <sched.h>
+    #include <stdint.h>
+    #include <time.h>
+
+    #define SLOTS 1000
+    #define SLOT_BYTES 256
+
+    /* Rows of the counters: 8 of our own, the rest for users' functions. */
+    #define FUNCTIONS 64
+    #define CODES 12
+    #define BUCKETS 16
+    #define REASONS 12
+
+    #define STORE_MAGIC 0x31304f544f525049ull  /* "IPROTO01" in memory */
+    #define STORE_VERSION 1u
+
+    /* A slot keeps two copies. A writer fills the one that is not current and
+       then flips `current` with one release store, so that a writer that dies
+       at any instruction leaves the slot whole: the old value before the flip,
+       the new one after it. `current` and the copies are written only under
+       the write lock. */
+    typedef struct {
+        uint32_t current;
+        uint32_t length[2];
+        uint32_t unused;
+        unsigned char bytes[2][SLOT_BYTES];
+    } slot_t;
+
+    /* One worker's own area. Only that worker writes it (its threads hold the
+       GIL when they do, `readers` apart); anybody may read it. */
+    typedef struct {
+        /* Read side of the lock; see "The lock". Alone on its cache line, so
+           that readers on different workers do not write the same one. */
+        _Alignas(64) uint32_t readers;
+        /* Counters: plain 64-bit words, which a scrape may read at any time. */
+        _Alignas(64) uint64_t opened;
+        uint64_t bytes_in;
+        uint64_t bytes_out;
+        uint64_t closed[REASONS];
+        uint64_t requests[FUNCTIONS][CODES];
+        uint64_t buckets[FUNCTIONS][BUCKETS];
+        uint64_t nanoseconds[FUNCTIONS];
+    } worker_t;
+
+    /* First page of the store. Everything above `writer` is written once,
+       before the store is used, and then only read. */
+    typedef struct {
+        uint64_t magic;
+        uint32_t version;
+        uint32_t slots;
+        uint32_t slot_bytes;
+        uint32_t workers;
+        uint64_t size;
+        /* Write side of the lock: 0, or 1 + the index of the holding worker. */
+        _Alignas(64) uint32_t writer;
+        /* State of the storage; written only under the write lock. */
+        _Alignas(64) uint32_t state;
+        _Alignas(4096) unsigned char end_of_page[1];
+    } store_t;
+
+    #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
+    #define load_seq_cst(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
+    #define add_seq_cst(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
+    #define sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)
+
+    static inline int claim_seq_cst(uint32_t *word, uint32_t mine) {
+        uint32_t nobody = 0;
+        return __atomic_compare_exchange_n(word, &nobody, mine, 0, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_RELAXED);
+    }
+
+    static inline void spin_hint(void) {
+    #if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+    #elif defined(__aarch64__)
+        __asm__ __volatile__("yield");
+    #endif
+    }
+
+    static inline uint64_t clock_ns(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+    }
+
+    static inline void nap_ns(long ns) {
+        struct timespec nap = {0, ns};
+        nanosleep(&nap, 0);
+    }
+
+    /* Loads and stores of integers as the wire has them; memcpy, for a frame
+       may start at any address. */
+    static inline uint32_t load_le32(const unsigned char *p) {
+        uint32_t v;
+        __builtin_memcpy(&v, p, 4);
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        v = __builtin_bswap32(v);
+    #endif
+        return v;
+    }
+    static inline void store_le32(unsigned char *p, uint32_t v) {
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        v = __builtin_bswap32(v);
+    #endif
+        __builtin_memcpy(p, &v, 4);
+    }
+    static inline uint64_t load_be(const unsigned char *p, int bytes) {
+        uint64_t v = 0;
+        for (int i = 0; i < bytes; i++) v = v << 8 | p[i];
+        return v;
+    }
+    static inline void store_be(unsigned char *p, uint64_t v, int bytes) {
+        for (int i = bytes - 1; i >= 0; i--, v >>= 8) p[i] = (unsigned char)v;
+    }
+    """
+    enum:
+        SLOTS
+        SLOT_BYTES
+        FUNCTIONS
+        CODES
+        BUCKETS
+        REASONS
+        STORE_VERSION
+    const uint64_t STORE_MAGIC
+
+    ctypedef struct slot_t:
+        uint32_t current
+        uint32_t length[2]
+        unsigned char bytes[2][256]
+
+    ctypedef struct worker_t:
+        uint32_t readers
+        uint64_t opened
+        uint64_t bytes_in
+        uint64_t bytes_out
+        uint64_t closed[12]
+        uint64_t requests[64][12]
+        uint64_t buckets[64][16]
+        uint64_t nanoseconds[64]
+
+    ctypedef struct store_t:
+        uint64_t magic
+        uint32_t version
+        uint32_t slots
+        uint32_t slot_bytes
+        uint32_t workers
+        uint64_t size
+        uint32_t writer
+        uint32_t state
+
+    uint32_t load_relaxed(uint32_t *word) noexcept nogil
+    uint64_t load_counter "load_relaxed"(uint64_t *word) noexcept nogil
+    uint32_t load_seq_cst(uint32_t *word) noexcept nogil
+    void store_release(uint32_t *word, uint32_t value) noexcept nogil
+    uint32_t add_seq_cst(uint32_t *word, uint32_t value) noexcept nogil
+    uint32_t sub_release(uint32_t *word, uint32_t value) noexcept nogil
+    bint claim_seq_cst(uint32_t *word, uint32_t mine) noexcept nogil
+    void spin_hint() noexcept nogil
+    void sched_yield() noexcept nogil
+    uint64_t clock_ns() noexcept nogil
+    void nap_ns(long ns) noexcept nogil
+    uint32_t load_le32(const uint8_t *p) noexcept nogil
+    void store_le32(uint8_t *p, uint32_t value) noexcept nogil
+    uint64_t load_be(const uint8_t *p, int width) noexcept nogil
+    void store_be(uint8_t *p, uint64_t value, int width) noexcept nogil
+
+
+# The wire's numbers as C constants; tests hold them against iproto.wire.
+cdef enum:
+    SWITCH_READONLY = 0x00010001
+    SWITCH_READWRITE = 0x00010002
+    SWITCH_MAINTENANCE = 0x00010003
+    REPLACE = 0x00020001
+    READ = 0x00020002
+    PING = 0x0000FF00
+    SHUTDOWN = 0x0000FF01
+
+cdef enum:
+    HEADER_BYTES = 12
+    OK = 0x0000
+    ILLEGAL_PARAMS = 0x0202
+    READ_ONLY_CODE = 0x0401
+    LOCKED = 0x0601
+    OVERLOADED = 0x0701
+    UNSUPPORTED_COMMAND = 0x0A02
+    NUMBER_OUT_OF_RANGE = 0x1F02
+
+cdef enum:
+    READ_WRITE = 0
+    READ_ONLY = 1
+    MAINTENANCE = 2
+
+# Rows of the per-function counters; row FIRST_USER and later are users' own.
+cdef enum:
+    ROW_SWITCH_READONLY = 0
+    ROW_SWITCH_READWRITE = 1
+    ROW_SWITCH_MAINTENANCE = 2
+    ROW_REPLACE = 3
+    ROW_READ = 4
+    ROW_PING = 5
+    ROW_SHUTDOWN = 6
+    ROW_UNKNOWN = 7
+    FIRST_USER = 8
+
+ROWS = (
+    FuncID.ADM_STORAGE_SWITCH_READONLY,
+    FuncID.ADM_STORAGE_SWITCH_READWRITE,
+    FuncID.ADM_STORAGE_SWITCH_MAINTENANCE,
+    FuncID.STORAGE_REPLACE,
+    FuncID.STORAGE_READ,
+    FuncID.PING,
+    FuncID.SHUTDOWN,
+)
+ROW_OF_UNKNOWN = ROW_UNKNOWN
+FIRST_USER_ROW = FIRST_USER
+ROW_COUNT = FUNCTIONS
+
+# Columns of `requests`: the known return codes in this order, then all others.
+CODE_COLUMNS = tuple(ReturnCode)
+cdef dict COLUMN_OF = {int(code): column for column, code in enumerate(CODE_COLUMNS)}
+cdef int COLUMN_OTHER = len(CODE_COLUMNS)
+assert COLUMN_OTHER < CODES and len(CloseReason) <= REASONS
+
+# Columns that the hot path bumps, looked up once.
+cdef int COLUMN_OK = COLUMN_OF[0x0000]
+cdef int COLUMN_ILLEGAL = COLUMN_OF[0x0202]
+cdef int COLUMN_READ_ONLY = COLUMN_OF[0x0401]
+cdef int COLUMN_LOCKED = COLUMN_OF[0x0601]
+cdef int COLUMN_OVERLOADED = COLUMN_OF[0x0701]
+cdef int COLUMN_UNSUPPORTED = COLUMN_OF[0x0A02]
+cdef int COLUMN_RANGE = COLUMN_OF[0x1F02]
+
+# Upper bounds of the service-time histogram, in ns. A built-in frame takes
+# some 50 ns, a chunk of thousands a fraction of a ms; users' functions seconds.
+cdef uint64_t[BUCKETS - 1] BOUNDS
+BOUNDS[:] = [
+    5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000, 100_000_000,
+    1_000_000_000, 10_000_000_000, 60_000_000_000,
+]
+BUCKET_BOUNDS = tuple(BOUNDS[i] / 1e9 for i in range(BUCKETS - 1))
+
+# Tunables, each with its unit and reason.
+cdef enum:
+    # Bytes of replies built in one call. Bounds the time that one greedy
+    # connection holds the loop (some 100 us) and the memory behind a slow reader.
+    OUTPUT_LIMIT = 256 * 1024
+    # Bytes of the longest reply of a built-in function: header, return_code,
+    # MsgPack head, and a slot or an error text (ERROR_TEXT at most).
+    REPLY_LIMIT = 512
+    ERROR_TEXT = 240
+    # Frames executed under one hold of the lock. Taking it costs about half of
+    # a slot read; 64 frames hold it for some 3 us, which is what a writer waits.
+    FRAMES_A_HOLD = 64
+    # Tries of the lock before the GIL is given up (about 1 us), and before the
+    # CPU is (a holder that runs is done within a few us).
+    SPINS_WITH_GIL = 64
+    SPINS_BEFORE_NAP = 200
+    NAP_NS = 50_000
+    # Longest wait for the lock; then the request is answered OVERLOADED. A
+    # holder needs microseconds, so only a stopped process is waited for so long.
+    LOCK_WAIT_NS = 1_000_000_000
+
+
+# --- The lock ------------------------------------------------------------------------------------
+#
+# A read-write lock that works between threads and between processes.
+#
+#   readers (one word a worker)   how many holders of the read lock that worker has.
+#                                 Written by that worker only.
+#   writer (one word a store)     0, or 1 + the index of the worker that holds or
+#                                 claims the write lock.
+#
+# A reader adds 1 to its own word, then looks at `writer`; a writer claims
+# `writer`, then looks at every `readers`. All four are sequentially consistent,
+# so of a reader and a writer that come at once at least one sees the other: a
+# reader that sees a writer takes its 1 back and waits; a writer that sees
+# readers keeps its claim, which stops new ones, and waits for these to leave.
+# Both leave with a release store, which the next holder's look acquires.
+#
+# When a holder dies: a dead worker's `readers` is set to 0, and `writer` is
+# cleared if it names the dead worker, by whoever attaches that worker's area
+# next (Storage.__init__). No slot needs mending; see slot_t. In one process
+# there is nobody left to see the lock, so nothing more is needed there.
+
+cdef bint try_read(store_t* store, worker_t* me) noexcept nogil:
+    add_seq_cst(&me.readers, 1)
+    if load_seq_cst(&store.writer) == 0:
+        return True
+    sub_release(&me.readers, 1)
+    return False
+
+
+cdef bint readers_gone(store_t* store, worker_t* workers) noexcept nogil:
+    cdef uint32_t i
+    for i in range(store.workers):
+        if load_seq_cst(&workers[i].readers) != 0:
+            return False
+    return True
+
+
+cdef bint try_write(store_t* store, worker_t* workers, uint32_t mine) noexcept nogil:
+    if not claim_seq_cst(&store.writer, mine):
+        return False
+    if readers_gone(store, workers):
+        return True
+    store_release(&store.writer, 0)
+    return False
+
+
+cdef void pause(uint32_t* spins) noexcept nogil:
+    spins[0] += 1
+    if spins[0] < SPINS_BEFORE_NAP:
+        spin_hint()
+    elif spins[0] % 16:
+        sched_yield()
+    else:
+        nap_ns(NAP_NS)
+
+
+cdef bint wait_read(store_t* store, worker_t* me) noexcept nogil:
+    cdef uint32_t spins = 0
+    cdef uint64_t deadline = clock_ns() + LOCK_WAIT_NS
+    while not try_read(store, me):
+        while load_relaxed(&store.writer) != 0:
+            pause(&spins)
+            if clock_ns() > deadline:
+                return False
+    return True
+
+
+cdef bint wait_write(store_t* store, worker_t* workers, uint32_t mine) noexcept nogil:
+    cdef uint32_t spins = 0
+    cdef uint64_t deadline = clock_ns() + LOCK_WAIT_NS
+    while not claim_seq_cst(&store.writer, mine):
+        pause(&spins)
+        if clock_ns() > deadline:
+            return False
+    while not readers_gone(store, workers):
+        pause(&spins)
+        if clock_ns() > deadline:
+            store_release(&store.writer, 0)
+            return False
+    return True
+
+
+# --- The store -----------------------------------------------------------------------------------
+
+cdef size_t store_size(uint32_t workers) noexcept nogil:
+    return sizeof(store_t) + workers * sizeof(worker_t) + SLOTS * sizeof(slot_t)
+
+
+cdef class Storage:
+    """1000 slots and a state, over a buffer, behind a read-write lock.
+
+    Args:
+        buffer: writable memory of at least ``Storage.size_for(workers)`` bytes,
+            aligned to 64 bytes (an ``mmap`` is): zeros, which are laid out
+            anew, or a store of this version, which is attached. The memory is
+            kept alive. None: anonymous memory of its own.
+        workers: worker areas in the store, 1..1024; must match on attaching.
+        worker: index of the area that this object counts and locks in.
+
+    Raises:
+        ValueError: the buffer is too small, misaligned, or holds something else.
+    """
+
+    cdef store_t* store
+    cdef worker_t* areas
+    cdef worker_t* me
+    cdef slot_t* slots
+    cdef uint32_t mine
+    cdef Py_buffer view
+    cdef bint has_view
+    # Where replies are built: OUTPUT_LIMIT plus one reply, shared by all
+    # connections and so warm in the cache. Taken while in use: a thread that
+    # gives up the GIL to wait for the lock must not see another build in it.
+    cdef uint8_t* scratch
+    cdef bint scratch_taken
+
+    def __cinit__(self, buffer=None, *, int workers=1, int worker=0):
+        if not 1 <= workers <= 1024:
+            raise ValueError(f"workers is {workers}; it must be 1..1024")
+        if not 0 <= worker < workers:
+            raise ValueError(f"worker is {worker}; it must be 0..{workers - 1}")
+        cdef size_t needed = store_size(workers)
+        if buffer is None:
+            # Private: a forked child must not share the slots behind its parent's back.
+            buffer = mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        PyObject_GetBuffer(buffer, &self.view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        self.has_view = True
+        if <size_t>self.view.len < needed:
+            raise ValueError(
+                f"a store for {workers} workers takes {needed} bytes; "
+                f"the buffer has {self.view.len}"
+            )
+        if <size_t>self.view.buf % 64:
+            raise ValueError("the buffer must be aligned to 64 bytes, as an mmap is")
+        self.store = <store_t*>self.view.buf
+        self.areas = <worker_t*>(<char*>self.view.buf + sizeof(store_t))
+        self.slots = <slot_t*>(self.areas + workers)
+        self.me = self.areas + worker
+        self.mine = 1 + worker
+        if self.store.magic == 0:
+            self.store.version = STORE_VERSION
+            self.store.slots = SLOTS
+            self.store.slot_bytes = SLOT_BYTES
+            self.store.workers = workers
+            self.store.size = needed
+            self.store.magic = STORE_MAGIC
+        self._check(workers, needed)
+        # Whatever an earlier holder of this area left locked; see "The lock".
+        store_release(&self.me.readers, 0)
+        if load_relaxed(&self.store.writer) == self.mine:
+            store_release(&self.store.writer, 0)
+        self.scratch = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT)
+        if self.scratch == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.scratch)
+        if self.has_view:
+            PyBuffer_Release(&self.view)
+
+    def _check(self, uint32_t workers, uint64_t size):
+        found = self.store
+        if found.magic != STORE_MAGIC:
+            raise ValueError("the buffer holds something that is not an iproto store")
+        if found.version != STORE_VERSION:
+            raise ValueError(
+                f"the store has layout version {found.version}; "
+                f"this program knows version {STORE_VERSION}"
+            )
+        shape = (found.slots, found.slot_bytes, found.workers, found.size)
+        if shape != (SLOTS, SLOT_BYTES, workers, size) or found.state > MAINTENANCE:
+            raise ValueError(
+                f"the store was made for {found.workers} workers and {found.slots} slots of "
+                f"{found.slot_bytes} bytes; expected {workers}, {SLOTS} and {SLOT_BYTES}"
+            )
+        for i in range(SLOTS):
+            slot = &self.slots[i]
+            if slot.current > 1 or slot.length[slot.current] > SLOT_BYTES:
+                raise ValueError(f"the store is damaged: slot {i} has an impossible length")
+
+    @staticmethod
+    def size_for(int workers=1):
+        """Bytes that a store for so many workers takes."""
+        return store_size(workers)
+
+    def read(self, index):
+        """The bytes of a slot.
+
+        Args:
+            index: 0..999.
+
+        Raises:
+            OutOfRangeError: no such slot.
+            LockedError: the storage is in MAINTENANCE.
+            OverloadedError: the lock was not to be had within a second.
+        """
+        cdef int i = self._index(index)
+        cdef uint8_t[SLOT_BYTES] copy
+        cdef uint32_t length = 0
+        if not self.lock_read():
+            raise OverloadedError(LOCK_TEXT.decode())
+        cdef uint32_t state = load_relaxed(&self.store.state)
+        if state != MAINTENANCE:
+            length = slot_length(&self.slots[i])
+            memcpy(copy, slot_bytes(&self.slots[i]), length)
+        self.unlock_read()
+        if state == MAINTENANCE:
+            raise LockedError(MAINTENANCE_TEXT.decode())
+        return PyBytes_FromStringAndSize(<char*>copy, length)
+
+    def replace(self, index, bytes content not None):
+        """Writes a slot.
+
+        Args:
+            index: 0..999.
+            content: at most 256 bytes.
+
+        Raises:
+            OutOfRangeError: no such slot.
+            ValueError: the content is too long.
+            ReadOnlyError, LockedError: the state forbids it.
+            OverloadedError: the lock was not to be had within a second.
+        """
+        cdef int i = self._index(index)
+        if len(content) > SLOT_BYTES:
+            raise ValueError(f"string of {len(content)} bytes is over the limit of {SLOT_BYTES}")
+        if not self.lock_write():
+            raise OverloadedError(LOCK_TEXT.decode())
+        cdef uint32_t state = load_relaxed(&self.store.state)
+        if state == READ_WRITE:
+            slot_write(&self.slots[i], <const uint8_t*>PyBytes_AS_STRING(content),
+                       <uint32_t>PyBytes_GET_SIZE(content))
+        self.unlock_write()
+        if state == READ_ONLY:
+            raise ReadOnlyError(READ_ONLY_TEXT.decode())
+        if state == MAINTENANCE:
+            raise LockedError(MAINTENANCE_TEXT.decode())
+
+    @property
+    def state(self):
+        """State of the storage. Once a switch has returned, no operation that it
+        forbids succeeds any more, on any connection."""
+        return State(load_seq_cst(&self.store.state))
+
+    def switch(self, state):
+        """Switches the state; works in every state.
+
+        Raises:
+            ValueError: not a state.
+            OverloadedError: the lock was not to be had within a second.
+        """
+        cdef uint32_t wanted = State(state)
+        if not self.lock_write():
+            raise OverloadedError(LOCK_TEXT.decode())
+        store_release(&self.store.state, wanted)
+        self.unlock_write()
+
+    def counters(self):
+        """Sums of all workers' counters, as a dict of numbers and lists.
+
+        ``requests[row][column]`` counts by ``ROWS`` and ``CODE_COLUMNS``,
+        ``buckets[row]`` by ``BUCKET_BOUNDS`` (not cumulative).
+        """
+        return {
+            "opened": self._sum(&self.areas.opened, 1)[0],
+            "bytes_in": self._sum(&self.areas.bytes_in, 1)[0],
+            "bytes_out": self._sum(&self.areas.bytes_out, 1)[0],
+            "closed": self._sum(&self.areas.closed[0], REASONS),
+            "requests": [self._sum(&self.areas.requests[row][0], CODES) for row in range(FUNCTIONS)],
+            "buckets": [self._sum(&self.areas.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)],
+            "nanoseconds": self._sum(&self.areas.nanoseconds[0], FUNCTIONS),
+        }
+
+    cdef list _sum(self, uint64_t* first, int count):
+        cdef list sums = []
+        cdef uint64_t total
+        cdef uint32_t worker
+        cdef int i
+        for i in range(count):
+            total = 0
+            for worker in range(self.store.workers):
+                total += load_counter(<uint64_t*>(<char*>(first + i) + worker * sizeof(worker_t)))
+            sums.append(total)
+        return sums
+
+    def count_opened(self):
+        """A connection was accepted."""
+        self.me.opened += 1
+
+    def count_closed(self, reason):
+        """A connection ended, for this :class:`iproto.wire.CloseReason`."""
+        cdef int column = CloseReason(reason)
+        self.me.closed[column] += 1
+
+    cdef int _index(self, index) except -1:
+        if not 0 <= index < SLOTS:
+            raise OutOfRangeError(f"index {index} is outside 0..{SLOTS - 1}")
+        return index
+
+    cdef bint lock_read(self) noexcept:
+        cdef int spin
+        cdef bint taken
+        for spin in range(SPINS_WITH_GIL):
+            if try_read(self.store, self.me):
+                return True
+            spin_hint()
+        with nogil:
+            taken = wait_read(self.store, self.me)
+        return taken
+
+    cdef void unlock_read(self) noexcept:
+        sub_release(&self.me.readers, 1)
+
+    cdef bint lock_write(self) noexcept:
+        cdef int spin
+        cdef bint taken
+        for spin in range(SPINS_WITH_GIL):
+            if try_write(self.store, self.areas, self.mine):
+                return True
+            spin_hint()
+        with nogil:
+            taken = wait_write(self.store, self.areas, self.mine)
+        return taken
+
+    cdef void unlock_write(self) noexcept:
+        store_release(&self.store.writer, 0)
+
+    cdef uint8_t* take_scratch(self) except NULL:
+        cdef uint8_t* own
+        if not self.scratch_taken:
+            self.scratch_taken = True
+            return self.scratch
+        own = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT)
+        if own == NULL:
+            raise MemoryError
+        return own
+
+    cdef void give_scratch(self, uint8_t* scratch) noexcept:
+        if scratch == self.scratch:
+            self.scratch_taken = False
+        else:
+            free(scratch)
+
+
+cdef uint32_t slot_length(slot_t* slot) noexcept nogil:
+    return slot.length[slot.current]
+
+
+cdef const uint8_t* slot_bytes(slot_t* slot) noexcept nogil:
+    return slot.bytes[slot.current]
+
+
+cdef void slot_write(slot_t* slot, const uint8_t* content, uint32_t length) noexcept nogil:
+    cdef uint32_t other = slot.current ^ 1
+    memcpy(slot.bytes[other], content, length)
+    slot.length[other] = length
+    store_release(&slot.current, other)
+
+
+# --- MsgPack -------------------------------------------------------------------------------------
+#
+# The few types that the built-in functions take. Every read goes through a
+# cursor with its end, and says 0 when it succeeded.
+
+cdef struct Cursor:
+    const uint8_t* at
+    const uint8_t* end
+
+
+cdef int read_int(Cursor* c, int64_t* value) noexcept nogil:
+    """An integer of any width, signed or unsigned; over int64 it saturates."""
+    cdef uint8_t head
+    cdef int width
+    cdef uint64_t raw
+    if c.at >= c.end:
+        return -1
+    head = c.at[0]
+    if head < 0x80:
+        value[0] = head
+        c.at += 1
+        return 0
+    if head >= 0xE0:
+        value[0] = <int64_t>head - 256
+        c.at += 1
+        return 0
+    if head < 0xCC or head > 0xD3:
+        return -1
+    width = 1 << ((head - 0xCC) & 3)
+    if c.end - c.at < 1 + width:
+        return -1
+    raw = load_be(c.at + 1, width)
+    c.at += 1 + width
+    if head >= 0xD0 and width < 8:
+        value[0] = <int64_t>(raw << (64 - 8 * width)) >> (64 - 8 * width)
+    elif head < 0xD0 and raw >> 63:
+        value[0] = INT64_MAX
+    else:
+        value[0] = <int64_t>raw
+    return 0
+
+
+cdef int read_str(Cursor* c, const uint8_t** text, uint32_t* length) noexcept nogil:
+    """A str of any width, whole within the cursor."""
+    cdef uint8_t head
+    cdef int width
+    cdef uint64_t size
+    if c.at >= c.end:
+        return -1
+    head = c.at[0]
+    if 0xA0 <= head <= 0xBF:
+        width = 0
+        size = head & 0x1F
+    elif 0xD9 <= head <= 0xDB:
+        width = 1 << (head - 0xD9)
+        if c.end - c.at < 1 + width:
+            return -1
+        size = load_be(c.at + 1, width)
+    else:
+        return -1
+    if <uint64_t>(c.end - c.at) < 1 + width + size:
+        return -1
+    text[0] = c.at + 1 + width
+    length[0] = <uint32_t>size
+    c.at += 1 + width + size
+    return 0
+
+
+cdef int read_container(Cursor* c, uint8_t fix, uint8_t wide) noexcept nogil:
+    """Elements of an array or map head of any width, -1 if it is not one.
+
+    ``fix`` is the first byte of its short form (0x90 or 0x80), ``wide`` that of
+    its 16-bit form (0xdc or 0xde), which the 32-bit form follows.
+    """
+    cdef uint8_t head
+    cdef int width
+    cdef uint64_t count
+    if c.at >= c.end:
+        return -1
+    head = c.at[0]
+    if head & 0xF0 == fix:
+        c.at += 1
+        return head & 0x0F
+    if head != wide and head != wide + 1:
+        return -1
+    width = 2 if head == wide else 4
+    if c.end - c.at < 1 + width:
+        return -1
+    count = load_be(c.at + 1, width)
+    c.at += 1 + width
+    # More than any built-in function takes is all the same to the callers.
+    return <int>count if count < 16 else 16
+
+
+cdef bint is_key(const uint8_t* text, uint32_t length, const char* key) noexcept nogil:
+    return length == strlen(key) and memcmp(text, key, length) == 0
+
+
+cdef bint decode_read(const uint8_t* body, uint32_t size, int64_t* index) noexcept nogil:
+    """``int``, ``[int]`` or ``{"ID": int}``, and nothing else."""
+    cdef Cursor c
+    cdef const uint8_t* key
+    cdef uint32_t length
+    c.at = body
+    c.end = body + size
+    if read_int(&c, index) == 0:
+        return c.at == c.end
+    if read_container(&c, 0x90, 0xDC) == 1:
+        return read_int(&c, index) == 0 and c.at == c.end
+    c.at = body
+    if read_container(&c, 0x80, 0xDE) != 1 or read_str(&c, &key, &length) != 0:
+        return False
+    return is_key(key, length, b"ID") and read_int(&c, index) == 0 and c.at == c.end
+
+
+cdef bint decode_replace(const uint8_t* body, uint32_t size, int64_t* index,
+                         const uint8_t** text, uint32_t* length) noexcept nogil:
+    """``int str``, ``[int, str]`` or ``{"ID": int, "S": str}``, and nothing else."""
+    cdef Cursor c
+    cdef const uint8_t* key
+    cdef uint32_t key_length
+    cdef int i
+    cdef bint has_index = False, has_text = False
+    c.at = body
+    c.end = body + size
+    if read_int(&c, index) == 0:
+        return read_str(&c, text, length) == 0 and c.at == c.end
+    if read_container(&c, 0x90, 0xDC) == 2:
+        return (read_int(&c, index) == 0 and read_str(&c, text, length) == 0
+                and c.at == c.end)
+    c.at = body
+    if read_container(&c, 0x80, 0xDE) != 2:
+        return False
+    for i in range(2):
+        if read_str(&c, &key, &key_length) != 0:
+            return False
+        if not has_index and is_key(key, key_length, b"ID"):
+            has_index = read_int(&c, index) == 0
+            if not has_index:
+                return False
+        elif not has_text and is_key(key, key_length, b"S"):
+            has_text = read_str(&c, text, length) == 0
+            if not has_text:
+                return False
+        else:
+            return False
+    return c.at == c.end
+
+
+cdef uint32_t str_head_size(uint64_t length) noexcept nogil:
+    if length < 32:
+        return 1
+    if length < 0x100:
+        return 2
+    return 3 if length < 0x10000 else 5
+
+
+cdef uint8_t* put_str_head(uint8_t* out, uint32_t length) noexcept nogil:
+    """Writes the shortest str head; returns where the text goes."""
+    cdef uint32_t size = str_head_size(length)
+    if size == 1:
+        out[0] = <uint8_t>(0xA0 | length)
+    else:
+        out[0] = 0xD9 if size == 2 else 0xDA if size == 3 else 0xDB
+        store_be(out + 1, length, size - 1)
+    return out + size
+
+
+cdef uint8_t* put_uint(uint8_t* out, uint64_t value) noexcept nogil:
+    """Writes the shortest form of an integer >= 0; returns the end."""
+    cdef int width
+    if value < 0x80:
+        out[0] = <uint8_t>value
+        return out + 1
+    if value < 0x100:
+        width = 1
+        out[0] = 0xCC
+    elif value < 0x10000:
+        width = 2
+        out[0] = 0xCD
+    elif value >> 32 == 0:
+        width = 4
+        out[0] = 0xCE
+    else:
+        width = 8
+        out[0] = 0xCF
+    store_be(out + 1, value, width)
+    return out + 1 + width
+
+
+cdef uint8_t* put_int(uint8_t* out, int64_t value) noexcept nogil:
+    """Writes the shortest form of an integer; returns the end."""
+    cdef int width
+    if value >= 0:
+        return put_uint(out, <uint64_t>value)
+    if value >= -32:
+        out[0] = <uint8_t>value
+        return out + 1
+    if value >= -0x80:
+        width = 1
+        out[0] = 0xD0
+    elif value >= -0x8000:
+        width = 2
+        out[0] = 0xD1
+    elif value >= -<int64_t>0x80000000:
+        width = 4
+        out[0] = 0xD2
+    else:
+        width = 8
+        out[0] = 0xD3
+    store_be(out + 1, <uint64_t>value, width)
+    return out + 1 + width
+
+
+# --- A growing buffer ----------------------------------------------------------------------------
+#
+# Bytes from `start` to `end`; both ends of a connection keep partial frames in
+# one, and clients build requests in one. It grows by what was really received
+# or built, never by what a peer claims.
+
+cdef struct Buffer:
+    uint8_t* data
+    size_t start
+    size_t end
+    size_t capacity
+
+
+cdef int reserve(Buffer* b, size_t more) except -1:
+    """Makes room for so many bytes at the end."""
+    cdef size_t held = b.end - b.start
+    cdef size_t capacity
+    cdef uint8_t* data
+    if b.capacity - b.end >= more:
+        return 0
+    if b.start:
+        memmove(b.data, b.data + b.start, held)
+        b.start = 0
+        b.end = held
+        if b.capacity - held >= more:
+            return 0
+    capacity = max(held + more, 2 * b.capacity, <size_t>256)
+    data = <uint8_t*>realloc(b.data, capacity)
+    if data == NULL:
+        raise MemoryError
+    b.data = data
+    b.capacity = capacity
+    return 0
+
+
+cdef int append(Buffer* b, const uint8_t* data, size_t size) except -1:
+    reserve(b, size)
+    memcpy(b.data + b.end, data, size)
+    b.end += size
+    return 0
+
+
+cdef void consume(Buffer* b, size_t size) noexcept nogil:
+    """Drops bytes at the start; an emptied buffer gives its memory back."""
+    b.start += size
+    if b.start == b.end:
+        free(b.data)
+        b.data = NULL
+        b.start = b.end = b.capacity = 0
+
+
+# --- Server: frames in, replies out --------------------------------------------------------------
+
+# Texts of error replies. Those with numbers in them are made on the spot.
+cdef bytes READ_ONLY_TEXT = (
+    b"storage is READ_ONLY: writes are refused until it is switched to READ_WRITE (0x00010002)"
+)
+cdef bytes MAINTENANCE_TEXT = (
+    b"storage is in MAINTENANCE: reads and writes are refused until it is switched to "
+    b"READ_WRITE (0x00010002) or READ_ONLY (0x00010001)"
+)
+cdef bytes LOCK_TEXT = b"the storage's lock was not to be had within a second, try again"
+cdef bytes SWITCH_PARAMS_TEXT = b"the storage switches take nil or an empty body"
+cdef bytes REPLACE_PARAMS_TEXT = (
+    b"STORAGE_REPLACE takes a MsgPack int and str, one after the other, "
+    b'as [int, str] or as {"ID": int, "S": str}, and nothing else'
+)
+cdef bytes READ_PARAMS_TEXT = (
+    b'STORAGE_READ takes a MsgPack int, as itself, as [int] or as {"ID": int}, and nothing else'
+)
+cdef bytes PING_PARAMS_TEXT = b"PING takes an empty body"
+cdef bytes SHUTDOWN_PARAMS_TEXT = b"SHUTDOWN takes an empty body"
+
+cdef enum:
+    HOLDS_NOTHING = 0
+    HOLDS_READ = 1
+    HOLDS_WRITE = 2
+
+# Bits of ServerFrames.status: what the caller has to look after.
+HAS_CALLS = 1
+HAS_MORE = 2
+IS_CLOSING = 4
+cdef enum:
+    CALLS = 1
+    MORE = 2
+    CLOSING = 4
+
+
+cdef uint8_t* put_header(uint8_t* out, uint32_t func_id, uint32_t length,
+                         uint32_t request_id) noexcept nogil:
+    store_le32(out, func_id)
+    store_le32(out + 4, length)
+    store_le32(out + 8, request_id)
+    return out + HEADER_BYTES
+
+
+cdef struct Request:
+    uint32_t func_id
+    uint32_t request_id
+    const uint8_t* body
+    uint32_t length
+
+
+cdef class ServerFrames:
+    """The frames of one connection, on the server's side.
+
+    Args:
+        storage: what the built-in functions work on.
+        mailru: whether body_length of a response counts its return_code.
+        max_body: longest body taken, in bytes.
+        max_calls: users' calls that may run at once; at the limit no further
+            frame is looked at until one is answered.
+        functions: func_id of each of the users' functions → its counter row.
+
+    Not for use by two threads at once.
+    """
+
+    cdef readonly Storage storage
+    cdef dict functions
+    cdef uint32_t max_body
+    cdef uint32_t max_calls
+    cdef bint mailru
+    # Input that is not executed yet: a partial frame, or what a bound left.
+    cdef Buffer input
+    # When bytes last came or went, and when the partial frame in `input` was
+    # begun (0: there is none). CLOCK_MONOTONIC, ns.
+    cdef uint64_t traffic_ns
+    cdef uint64_t frame_ns
+    # What the caller has to look after: bits HAS_CALLS, HAS_MORE, IS_CLOSING.
+    cdef readonly int status
+    # Users' frames to run, as (func_id, request_id, body, arrived): take_calls().
+    cdef list calls
+    # Users' calls not answered yet, those in `calls` included.
+    cdef readonly uint32_t running
+    # Set with IS_CLOSING: why, and the last bytes to send.
+    cdef readonly object close_reason
+    cdef readonly bytes farewell
+    # Of the chunk being executed: built-in frames by row, replies, clock.
+    cdef uint32_t[FIRST_USER] done
+    cdef uint8_t* out
+    cdef uint64_t arrived
+
+    def __cinit__(self, Storage storage not None, *, bint mailru, uint32_t max_body,
+                  uint32_t max_calls, dict functions not None):
+        self.storage = storage
+        self.mailru = mailru
+        self.max_body = max_body
+        self.max_calls = max_calls
+        self.functions = functions
+        self.calls = []
+        self.farewell = b""
+        self.traffic_ns = clock_ns()
+
+    def __dealloc__(self):
+        free(self.input.data)
+
+    def feed(self, bytes data not None):
+        """Executes the built-in frames of a received chunk.
+
+        Returns:
+            All replies as one ``bytes``, or None if there is none to send.
+            Look at ``status`` after it.
+        """
+        cdef size_t size = PyBytes_GET_SIZE(data)
+        cdef size_t used
+        cdef const uint8_t* chunk = <const uint8_t*>PyBytes_AS_STRING(data)
+        self.traffic_ns = self.arrived = clock_ns()
+        self.storage.me.bytes_in += size
+        if self.status & CLOSING:
+            return None
+        if self.input.end != self.input.start:
+            append(&self.input, chunk, size)
+            return self._resume()
+        replies = self._execute(chunk, size, &used)
+        if used < size:
+            append(&self.input, chunk + used, size - used)
+            self._date_partial(used)
+        return replies
+
+    def resume(self):
+        """Goes on with what a bound left (``HAS_MORE``); as ``feed``."""
+        self.arrived = clock_ns()
+        if self.status & CLOSING:
+            return None
+        return self._resume()
+
+    cdef object _resume(self):
+        cdef size_t used
+        replies = self._execute(self.input.data + self.input.start,
+                                self.input.end - self.input.start, &used)
+        consume(&self.input, used)
+        self._date_partial(used)
+        return replies
+
+    cdef void _date_partial(self, size_t used) noexcept:
+        if self.input.start == self.input.end or self.status & (MORE | CLOSING):
+            self.frame_ns = 0
+        elif used or self.frame_ns == 0:
+            self.frame_ns = self.arrived
+
+    cdef object _execute(self, const uint8_t* data, size_t size, size_t* used):
+        """Runs what it may of the data; counts and times it."""
+        cdef Storage storage = self.storage
+        cdef uint8_t* scratch = storage.take_scratch()
+        cdef size_t built
+        cdef int row
+        self.status &= ~MORE
+        for row in range(FIRST_USER):
+            self.done[row] = 0
+        self.out = scratch
+        try:
+            used[0] = self._scan(data, size, scratch + OUTPUT_LIMIT)
+            built = self.out - scratch
+            self._observe()
+            if built == 0:
+                return None
+            storage.me.bytes_out += built
+            return PyBytes_FromStringAndSize(<char*>scratch, built)
+        finally:
+            storage.give_scratch(scratch)
+
+    cdef void _observe(self) noexcept:
+        """Service time of a chunk's built-in frames: their replies leave together."""
+        cdef worker_t* me = self.storage.me
+        cdef uint64_t elapsed = clock_ns() - self.arrived
+        cdef int bucket = bucket_of(elapsed)
+        cdef int row
+        for row in range(FIRST_USER):
+            if self.done[row]:
+                me.buckets[row][bucket] += self.done[row]
+                me.nanoseconds[row] += elapsed * self.done[row]
+
+    cdef size_t _scan(self, const uint8_t* data, size_t size, uint8_t* out_limit) except? 0:
+        """Executes frame after frame; returns the bytes that it is done with."""
+        cdef size_t at = 0
+        cdef Request request
+        cdef int holds = HOLDS_NOTHING
+        cdef int held = 0
+        cdef bint proceed = True
+        try:
+            while size - at >= HEADER_BYTES:
+                if self.out >= out_limit:
+                    self.status |= MORE
+                    break
+                request.func_id = load_le32(data + at)
+                request.length = load_le32(data + at + 4)
+                request.request_id = load_le32(data + at + 8)
+                request.body = data + at + HEADER_BYTES
+                if request.length > self.max_body:
+                    self._refuse_body(&request)
+                    break
+                if size - at - HEADER_BYTES < request.length:
+                    break
+                if request.func_id == READ:
+                    if holds != HOLDS_READ or held == FRAMES_A_HOLD:
+                        self._release(holds)
+                        holds = HOLDS_READ if self.storage.lock_read() else HOLDS_NOTHING
+                        held = 0
+                    held += 1
+                    self._read(&request, holds == HOLDS_READ)
+                elif request.func_id == REPLACE or (
+                    SWITCH_READONLY <= request.func_id <= SWITCH_MAINTENANCE
+                ):
+                    if holds != HOLDS_WRITE or held == FRAMES_A_HOLD:
+                        self._release(holds)
+                        holds = HOLDS_WRITE if self.storage.lock_write() else HOLDS_NOTHING
+                        held = 0
+                    held += 1
+                    if request.func_id == REPLACE:
+                        self._replace(&request, holds == HOLDS_WRITE)
+                    else:
+                        self._switch(&request, holds == HOLDS_WRITE)
+                else:
+                    # Python objects are made in here: not under the lock.
+                    self._release(holds)
+                    holds = HOLDS_NOTHING
+                    proceed = self._other(&request)
+                    if not proceed:
+                        break
+                at += HEADER_BYTES + request.length
+        finally:
+            self._release(holds)
+        return size if self.status & CLOSING else at
+
+    cdef void _release(self, int holds) noexcept:
+        if holds == HOLDS_READ:
+            self.storage.unlock_read()
+        elif holds == HOLDS_WRITE:
+            self.storage.unlock_write()
+
+    cdef void _read(self, Request* request, bint locked) noexcept:
+        cdef Storage storage = self.storage
+        cdef slot_t* slot
+        cdef int64_t index
+        cdef uint32_t length
+        cdef uint8_t* text
+        if not decode_read(request.body, request.length, &index):
+            self._fail(request, ROW_READ, ILLEGAL_PARAMS, COLUMN_ILLEGAL, READ_PARAMS_TEXT)
+        elif not 0 <= index < SLOTS:
+            self._fail_index(request, ROW_READ, index)
+        elif not locked:
+            self._fail(request, ROW_READ, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
+        elif load_relaxed(&storage.store.state) == MAINTENANCE:
+            self._fail(request, ROW_READ, LOCKED, COLUMN_LOCKED, MAINTENANCE_TEXT)
+        else:
+            slot = &storage.slots[index]
+            length = slot_length(slot)
+            text = self._put_reply(request, OK, str_head_size(length) + length)
+            text = put_str_head(text, length)
+            memcpy(text, slot_bytes(slot), length)
+            self.out = text + length
+            self._count(ROW_READ, COLUMN_OK)
+
+    cdef void _replace(self, Request* request, bint locked) noexcept:
+        cdef Storage storage = self.storage
+        cdef int64_t index
+        cdef const uint8_t* text
+        cdef uint32_t length
+        cdef uint32_t state
+        cdef char[ERROR_TEXT] said
+        if not decode_replace(request.body, request.length, &index, &text, &length):
+            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL, REPLACE_PARAMS_TEXT)
+            return
+        if length > SLOT_BYTES:
+            snprintf(said, ERROR_TEXT, b"string of %u bytes is over the limit of %d",
+                     length, SLOT_BYTES)
+            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL, said)
+            return
+        if not 0 <= index < SLOTS:
+            self._fail_index(request, ROW_REPLACE, index)
+            return
+        if not locked:
+            self._fail(request, ROW_REPLACE, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
+            return
+        state = load_relaxed(&storage.store.state)
+        if state == READ_ONLY:
+            self._fail(request, ROW_REPLACE, READ_ONLY_CODE, COLUMN_READ_ONLY, READ_ONLY_TEXT)
+        elif state == MAINTENANCE:
+            self._fail(request, ROW_REPLACE, LOCKED, COLUMN_LOCKED, MAINTENANCE_TEXT)
+        else:
+            slot_write(&storage.slots[index], text, length)
+            self._succeed(request, ROW_REPLACE)
+
+    cdef void _switch(self, Request* request, bint locked) noexcept:
+        cdef int row = request.func_id - SWITCH_READONLY
+        cdef uint32_t state = READ_ONLY if row == 0 else READ_WRITE if row == 1 else MAINTENANCE
+        if request.length and not (request.length == 1 and request.body[0] == 0xC0):
+            self._fail(request, row, ILLEGAL_PARAMS, COLUMN_ILLEGAL, SWITCH_PARAMS_TEXT)
+        elif not locked:
+            self._fail(request, row, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
+        else:
+            store_release(&self.storage.store.state, state)
+            self._succeed(request, row)
+
+    cdef bint _other(self, Request* request) except -1:
+        """PING, SHUTDOWN, users' functions and unknown ones; False: stop here."""
+        cdef PyObject* row
+        cdef char[ERROR_TEXT] said
+        if request.func_id == PING:
+            if request.length:
+                self._fail(request, ROW_PING, ILLEGAL_PARAMS, COLUMN_ILLEGAL, PING_PARAMS_TEXT)
+            else:
+                self.out = put_header(self.out, PING, 0, request.request_id)
+                self._count(ROW_PING, COLUMN_OK)
+            return True
+        if request.func_id == SHUTDOWN:
+            if request.length:
+                self._fail(request, ROW_SHUTDOWN, ILLEGAL_PARAMS, COLUMN_ILLEGAL,
+                           SHUTDOWN_PARAMS_TEXT)
+                return True
+            self._count(ROW_SHUTDOWN, COLUMN_OK)
+            self.farewell = PyBytes_FromStringAndSize(
+                <const char*>request.body - HEADER_BYTES, HEADER_BYTES
+            )
+            self.storage.me.bytes_out += HEADER_BYTES
+            self._close(CloseReason.SHUTDOWN)
+            return False
+        row = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
+        if row == NULL:
+            snprintf(said, ERROR_TEXT, b"no function 0x%08x here", request.func_id)
+            self._fail(request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, COLUMN_UNSUPPORTED, said)
+            return True
+        if self.running >= self.max_calls:
+            self.status |= MORE
+            return False
+        self.calls.append((
+            request.func_id,
+            request.request_id,
+            PyBytes_FromStringAndSize(<const char*>request.body, request.length),
+            self.arrived,
+        ))
+        self.running += 1
+        self.status |= CALLS
+        return True
+
+    cdef void _close(self, reason) noexcept:
+        """No frame after this one is looked at."""
+        self.status = (self.status | CLOSING) & ~MORE
+        self.close_reason = reason
+
+    cdef int _refuse_body(self, Request* request) except -1:
+        cdef char[ERROR_TEXT] text
+        snprintf(text, ERROR_TEXT,
+                 b"body of %u bytes is over the limit of %u; closing the connection, "
+                 b"for what follows cannot be told apart", request.length, self.max_body)
+        self._fail(request, self._row(request.func_id), ILLEGAL_PARAMS, COLUMN_ILLEGAL, text)
+        self._close(CloseReason.BODY_TOO_LARGE)
+        return 0
+
+    cdef int _row(self, func_id) except -1:
+        """Counter row of any function."""
+        cdef int row
+        for row in range(ROW_UNKNOWN):
+            if ROWS[row] == func_id:
+                return row
+        return self.functions.get(func_id, ROW_UNKNOWN)
+
+    cdef uint8_t* _put_reply(self, Request* request, uint32_t code, uint32_t length) noexcept:
+        """Writes header and return_code; returns where the body goes."""
+        return put_response(self.out, request.func_id, request.request_id, code, length,
+                            self.mailru)
+
+    cdef void _succeed(self, Request* request, int row) noexcept:
+        """OK, with a nil body."""
+        cdef uint8_t* body = self._put_reply(request, OK, 1)
+        body[0] = 0xC0
+        self.out = body + 1
+        self._count(row, COLUMN_OK)
+
+    cdef void _fail(self, Request* request, int row, uint32_t code, int column,
+                    const char* text) noexcept:
+        cdef uint32_t length = <uint32_t>strlen(text)
+        cdef uint8_t* body = self._put_reply(request, code, str_head_size(length) + length)
+        body = put_str_head(body, length)
+        memcpy(body, text, length)
+        self.out = body + length
+        self._count(row, column)
+
+    cdef void _fail_index(self, Request* request, int row, int64_t index) noexcept:
+        cdef char[ERROR_TEXT] text
+        if index == INT64_MAX:
+            snprintf(text, ERROR_TEXT, b"index of 2^63-1 or more is outside 0..%d", SLOTS - 1)
+        else:
+            snprintf(text, ERROR_TEXT, b"index %lld is outside 0..%d", <long long>index, SLOTS - 1)
+        self._fail(request, row, NUMBER_OUT_OF_RANGE, COLUMN_RANGE, text)
+
+    cdef void _count(self, int row, int column) noexcept:
+        self.storage.me.requests[row][column] += 1
+        self.done[row] += 1
+
+    def take_calls(self):
+        """The users' frames to run, as ``(func_id, request_id, body, arrived)``.
+
+        ``arrived`` goes back into ``reply``. Clears ``HAS_CALLS``.
+        """
+        calls = self.calls
+        self.calls = []
+        self.status &= ~CALLS
+        return calls
+
+    def reply(self, uint32_t func_id, uint32_t request_id, uint32_t code, bytes body not None,
+              uint64_t arrived):
+        """Builds the reply of a user's call, counts and times it.
+
+        Args:
+            func_id, request_id, arrived: as ``take_calls`` gave them.
+            code: the return code.
+            body: one MsgPack object.
+        """
+        cdef size_t size = PyBytes_GET_SIZE(body)
+        cdef worker_t* me = self.storage.me
+        cdef int row = self._row(func_id)
+        cdef int column = COLUMN_OF.get(code, COLUMN_OTHER)
+        cdef uint64_t elapsed = clock_ns() - arrived
+        cdef uint8_t* out
+        if size > 0xFFFFFFFB:
+            raise ValueError(f"a body of {size} bytes does not fit into a frame")
+        cdef bytes reply = PyBytes_FromStringAndSize(NULL, HEADER_BYTES + 4 + size)
+        out = put_response(<uint8_t*>PyBytes_AS_STRING(reply), func_id, request_id, code,
+                           <uint32_t>size, self.mailru)
+        memcpy(out, PyBytes_AS_STRING(body), size)
+        self.running -= 1
+        me.requests[row][column] += 1
+        me.buckets[row][bucket_of(elapsed)] += 1
+        me.nanoseconds[row] += elapsed
+        me.bytes_out += HEADER_BYTES + 4 + size
+        return reply
+
+    def touch(self):
+        """Restarts the clocks: bytes went out, or reading goes on after a pause."""
+        self.traffic_ns = clock_ns()
+        if self.frame_ns:
+            self.frame_ns = self.traffic_ns
+
+    def quiet_seconds(self):
+        """Since bytes last came, or ``touch``."""
+        return (clock_ns() - self.traffic_ns) / 1e9
+
+    def partial_seconds(self):
+        """Since the frame that is not complete yet was begun; 0.0 if there is none."""
+        return (clock_ns() - self.frame_ns) / 1e9 if self.frame_ns else 0.0
+
+
+cdef int bucket_of(uint64_t ns) noexcept nogil:
+    cdef int bucket
+    for bucket in range(BUCKETS - 1):
+        if ns <= BOUNDS[bucket]:
+            return bucket
+    return BUCKETS - 1
+
+
+cdef uint8_t* put_response(uint8_t* out, uint32_t func_id, uint32_t request_id, uint32_t code,
+                           uint32_t length, bint mailru) noexcept nogil:
+    """Writes header and return_code of a response; returns where the body goes."""
+    out = put_header(out, func_id, length + 4 if mailru else length, request_id)
+    store_le32(out, code)
+    return out + 4
+
+
+# --- Client: requests out, replies in ------------------------------------------------------------
+
+# What becomes of a reply.
+AS_RESPONSE = 0
+AS_NOTHING = 1
+AS_TEXT = 2
+AS_BYTES = 3
+AS_BODY = 4
+cdef enum:
+    RESPONSE = 0
+    NOTHING = 1
+    TEXT = 2
+    BYTES = 3
+    BODY = 4
+
+cdef enum:
+    DIALECT_UNKNOWN = -1
+    DIALECT_VK = 0
+    DIALECT_MAILRU = 1
+
+
+# Stands for a result that has not come yet.
+cdef object UNANSWERED = object()
+
+
+cdef class Pending:
+    """What waits for one reply, or for those of ``count`` requests in a row."""
+
+    cdef object waiter
+    cdef double deadline
+    cdef int outcome
+    cdef uint32_t func_id
+    cdef uint32_t first
+    cdef uint32_t count
+    cdef uint32_t missing
+    cdef list results
+    cdef object error
+
+
+cdef class ClientFrames:
+    """The frames of one connection, on the client's side.
+
+    A request is given a ``waiter``, any object, which comes back with its
+    outcome: from ``feed`` when the reply came, from ``expire`` when its
+    deadline passed, from ``fail_all`` when the connection ended.
+
+    Args:
+        mailru: the server's dialect, or None to let the first reply, which must
+            be one of STORAGE_READ, tell.
+        max_body: longest reply body taken, in bytes; a longer claim is an error.
+
+    Not for use by two threads at once.
+    """
+
+    cdef uint32_t max_body
+    cdef int dialect
+    cdef Buffer output
+    cdef Buffer input
+    cdef dict pending
+    cdef list bulks
+    cdef uint32_t next_id
+    # Ids given out so far; up to `taken` of them have left through take().
+    cdef uint64_t issued
+    cdef uint64_t taken
+    # Set when the stream cannot be trusted any more: what to tell the callers.
+    cdef readonly object broken
+
+    def __cinit__(self, *, mailru, uint32_t max_body):
+        self.dialect = DIALECT_UNKNOWN if mailru is None else 1 if mailru else 0
+        self.max_body = max_body
+        self.pending = {}
+        self.bulks = []
+        self.next_id = 1
+
+    def __dealloc__(self):
+        free(self.output.data)
+        free(self.input.data)
+
+    # Requests. Each returns the request's id (the first of a bulk's), for forget().
+
+    def request(self, uint32_t func_id, bytes body not None, int outcome, waiter,
+                double deadline):
+        """Adds a request with this body."""
+        cdef size_t size = PyBytes_GET_SIZE(body)
+        cdef uint8_t* out
+        if size > 0xFFFFFFFF:
+            raise ValueError(f"a body of {size} bytes does not fit into a frame")
+        reserve(&self.output, HEADER_BYTES + size)
+        out = put_header(self.output.data + self.output.end, func_id, <uint32_t>size, self.next_id)
+        memcpy(out, PyBytes_AS_STRING(body), size)
+        self.output.end += HEADER_BYTES + size
+        return self._await_one(func_id, outcome, waiter, deadline)
+
+    def read(self, index, int outcome, waiter, double deadline):
+        """Adds a STORAGE_READ."""
+        self._put_read(index)
+        return self._await_one(READ, outcome, waiter, deadline)
+
+    def replace(self, index, content, waiter, double deadline):
+        """Adds a STORAGE_REPLACE; the content is str or bytes."""
+        self._put_replace(index, content)
+        return self._await_one(REPLACE, NOTHING, waiter, deadline)
+
+    def read_many(self, list indexes not None, int outcome, waiter, double deadline):
+        """Adds a STORAGE_READ for each; the outcome is the list of results."""
+        cdef size_t start = self.output.end - self.output.start
+        cdef uint32_t first = self.next_id
+        try:
+            for index in indexes:
+                self._put_read(index)
+                self.next_id += 1
+        except BaseException:
+            self._take_back(start, first)
+            raise
+        return self._await_many(READ, outcome, waiter, deadline, first, len(indexes))
+
+    def replace_many(self, list items not None, waiter, double deadline):
+        """Adds a STORAGE_REPLACE for each ``(index, content)``."""
+        cdef size_t start = self.output.end - self.output.start
+        cdef uint32_t first = self.next_id
+        try:
+            for index, content in items:
+                self._put_replace(index, content)
+                self.next_id += 1
+        except BaseException:
+            self._take_back(start, first)
+            raise
+        return self._await_many(REPLACE, NOTHING, waiter, deadline, first, len(items))
+
+    cdef int _take_back(self, size_t start, uint32_t first) except -1:
+        """Unbuilds a bulk that one of its items spoiled."""
+        self.output.end = self.output.start + start
+        self.next_id = first
+        return 0
+
+    cdef int _put_read(self, index) except -1:
+        cdef uint8_t* frame
+        cdef uint8_t* end
+        reserve(&self.output, HEADER_BYTES + 9)
+        frame = self.output.data + self.output.end
+        end = put_index(frame + HEADER_BYTES, index)
+        put_header(frame, READ, <uint32_t>(end - frame - HEADER_BYTES), self.next_id)
+        self.output.end += end - frame
+        return 0
+
+    cdef int _put_replace(self, index, content) except -1:
+        cdef Py_ssize_t size
+        cdef const char* text
+        cdef uint8_t* frame
+        cdef uint8_t* end
+        if isinstance(content, str):
+            text = PyUnicode_AsUTF8AndSize(content, &size)
+        elif isinstance(content, bytes):
+            text = PyBytes_AS_STRING(content)
+            size = PyBytes_GET_SIZE(content)
+        else:
+            raise TypeError(f"a slot holds str or bytes, not {type(content).__name__}")
+        if size > 0xFFFFFFF0:
+            raise ValueError(f"a string of {size} bytes does not fit into a frame")
+        reserve(&self.output, HEADER_BYTES + 9 + 5 + size)
+        frame = self.output.data + self.output.end
+        end = put_index(frame + HEADER_BYTES, index)
+        end = put_str_head(end, <uint32_t>size)
+        memcpy(end, text, size)
+        end += size
+        put_header(frame, REPLACE, <uint32_t>(end - frame - HEADER_BYTES), self.next_id)
+        self.output.end += end - frame
+        return 0
+
+    cdef object _await_one(self, uint32_t func_id, int outcome, waiter, double deadline):
+        cdef Pending entry = Pending.__new__(Pending)
+        cdef uint32_t request_id = self.next_id
+        entry.waiter = waiter
+        entry.deadline = deadline
+        entry.outcome = outcome
+        entry.func_id = func_id
+        entry.first = request_id
+        entry.count = 1
+        self.next_id += 1
+        self.issued += 1
+        key = request_id
+        self.pending[key] = entry
+        return key
+
+    cdef object _await_many(self, uint32_t func_id, int outcome, waiter, double deadline,
+                            uint32_t first, uint32_t count):
+        cdef Pending entry = Pending.__new__(Pending)
+        entry.waiter = waiter
+        entry.deadline = deadline
+        entry.outcome = outcome
+        entry.func_id = func_id
+        entry.first = first
+        entry.count = entry.missing = count
+        entry.results = [UNANSWERED] * count
+        self.issued += count
+        self.bulks.append(entry)
+        return first
+
+    def take(self):
+        """The requests built since the last time, to be sent."""
+        cdef size_t size = self.output.end - self.output.start
+        data = PyBytes_FromStringAndSize(<char*>self.output.data + self.output.start, size)
+        consume(&self.output, size)
+        self.taken = self.issued
+        return data
+
+    def forget(self, request_id):
+        """Nobody waits for this request (or bulk) any more; its reply is dropped."""
+        if self.pending.pop(request_id, None) is None:
+            self.bulks = [bulk for bulk in self.bulks if (<Pending>bulk).first != request_id]
+
+    def expire(self, double now):
+        """Takes out what is past its deadline.
+
+        Returns:
+            The waiters, and the earliest deadline left (infinity if none is).
+        """
+        cdef Pending entry
+        late = [e for e in self._waiting() if (<Pending>e).deadline <= now]
+        for entry in late:
+            self.forget(entry.first)
+        cdef double earliest = float("inf")
+        for entry in self._waiting():
+            earliest = min(earliest, entry.deadline)
+        return [(<Pending>e).waiter for e in late], earliest
+
+    def fail_all(self):
+        """Takes out everything.
+
+        Returns:
+            ``(waiter, may_have_executed)`` of each; False where the request
+            (no request of the bulk) ever left through ``take``.
+        """
+        cdef Pending entry
+        failed = [
+            ((<Pending>e).waiter, self._age((<Pending>e).first) >= self.issued - self.taken)
+            for e in self._waiting()
+        ]
+        self.pending = {}
+        self.bulks = []
+        return failed
+
+    @property
+    def waiting(self):
+        """How many requests or bulks wait for replies."""
+        return len(self.pending) + len(self.bulks)
+
+    @property
+    def mailru(self):
+        """The server's dialect; None while it is not known."""
+        return None if self.dialect == DIALECT_UNKNOWN else self.dialect == DIALECT_MAILRU
+
+    cdef list _waiting(self):
+        return [*self.pending.values(), *self.bulks]
+
+    cdef uint64_t _age(self, uint32_t request_id) noexcept:
+        """How many ids were given out after this one; huge if it never was."""
+        cdef uint32_t age = self.next_id - 1 - request_id
+        return age if age < self.issued else 0xFFFFFFFFFFFFFFFF
+
+    # Replies.
+
+    def feed(self, bytes data not None):
+        """Matches the replies of a received chunk.
+
+        Returns:
+            A list of ``(waiter, error, result)``, with None for what there is
+            not. If ``broken`` is set afterwards, the stream is lost from there
+            on and the connection must be closed.
+        """
+        cdef size_t size = PyBytes_GET_SIZE(data)
+        cdef size_t used
+        cdef const uint8_t* chunk = <const uint8_t*>PyBytes_AS_STRING(data)
+        cdef list outcomes = []
+        if self.broken is not None:
+            return outcomes
+        if self.input.end != self.input.start:
+            append(&self.input, chunk, size)
+            used = self._scan(self.input.data + self.input.start,
+                              self.input.end - self.input.start, outcomes)
+            consume(&self.input, used)
+        else:
+            used = self._scan(chunk, size, outcomes)
+            if used < size:
+                append(&self.input, chunk + used, size - used)
+        return outcomes
+
+    cdef size_t _scan(self, const uint8_t* data, size_t size, list outcomes) except? 0:
+        cdef size_t at = 0
+        cdef size_t left
+        cdef uint32_t func_id, length, request_id, code
+        cdef const uint8_t* frame
+        try:
+            while size - at >= HEADER_BYTES:
+                frame = data + at
+                left = size - at
+                func_id = load_le32(frame)
+                length = load_le32(frame + 4)
+                request_id = load_le32(frame + 8)
+                if length == 0 and (func_id == PING or func_id == SHUTDOWN):
+                    self._settle(func_id, length, request_id, 0, NULL, 0, outcomes)
+                    at += HEADER_BYTES
+                    continue
+                if self.dialect != DIALECT_VK or left < HEADER_BYTES + 4 + <size_t>length:
+                    # The lengths may mean something else than we think, or the
+                    # frame is not whole, perhaps for that very reason.
+                    if not self._fits_dialect(func_id, length, frame, left):
+                        break
+                if self.dialect == DIALECT_MAILRU:
+                    length -= 4
+                if length > self.max_body:
+                    raise ProtocolError(
+                        f"reply body of {length} bytes is over the limit of {self.max_body}"
+                    )
+                if left < HEADER_BYTES + 4 + <size_t>length:
+                    break
+                code = load_le32(frame + HEADER_BYTES)
+                self._settle(func_id, load_le32(frame + 4), request_id, code,
+                             frame + HEADER_BYTES + 4, length, outcomes)
+                at += HEADER_BYTES + 4 + length
+        except ProtocolError as error:
+            self.broken = error
+            return size
+        return at
+
+    cdef bint _fits_dialect(self, uint32_t func_id, uint32_t length, const uint8_t* frame,
+                            size_t left) except -1:
+        """Whether the frame can be read on; finds out the dialect if it must.
+
+        The body of a built-in function's reply is one str or nil, never empty,
+        so its first bytes tell how long it is, whatever the header counts.
+        """
+        cdef uint64_t body = 0
+        if is_storage_function(func_id):
+            body = leading_object_size(frame, left)
+        if self.dialect == DIALECT_UNKNOWN:
+            if not is_storage_function(func_id):
+                raise DialectError(
+                    f"cannot tell the server's dialect by a reply of function {func_id:#x}; "
+                    "name it: dialect=vk or dialect=mailru"
+                )
+            if body == 0:
+                if left >= HEADER_BYTES + 4 + 5:
+                    raise DialectError(
+                        "cannot tell the server's dialect: its answer to a STORAGE_READ is "
+                        "neither MsgPack str nor nil; name it: dialect=vk or dialect=mailru"
+                    )
+                return False
+            if length != body and length != body + 4:
+                raise DialectError(
+                    f"cannot tell the server's dialect: body_length is {length}, "
+                    f"but the body is one object of {body} bytes"
+                )
+            self.dialect = DIALECT_VK if length == body else DIALECT_MAILRU
+        elif self.dialect == DIALECT_VK and body and length == body + 4:
+            raise DialectError(
+                "the server's body_length counts the return_code: it speaks dialect=mailru, "
+                "the client was told dialect=vk"
+            )
+        elif self.dialect == DIALECT_MAILRU and ((body and length == body) or length < 4):
+            raise DialectError(
+                "the server's body_length does not count the return_code: it speaks dialect=vk, "
+                "the client was told dialect=mailru"
+            )
+        return True
+
+    cdef int _settle(self, uint32_t func_id, uint32_t length, uint32_t request_id,
+                     uint32_t code, const uint8_t* body, uint32_t size,
+                     list outcomes) except -1:
+        """Finds who waits for a reply, and gives them what they asked for."""
+        cdef Pending entry = self.pending.pop(request_id, None)
+        cdef object error = None
+        cdef object result = None
+        cdef uint32_t position
+        if entry is None:
+            entry = self._bulk_of(request_id)
+            if entry is None:
+                if self._age(request_id) == 0xFFFFFFFFFFFFFFFF:
+                    raise ProtocolError(f"reply to request_id {request_id}, which was never sent")
+                return 0  # Its caller gave up: cancelled, or past the deadline.
+        try:
+            if func_id != entry.func_id:
+                raise ProtocolError(
+                    f"reply to request_id {request_id} is of function {func_id:#x}, "
+                    f"asked was {entry.func_id:#x}"
+                )
+            if entry.outcome == RESPONSE:
+                result = Response(Header(func_id, length, request_id), code, body[:size])
+            elif code != 0:
+                error = error_from_reply(code, error_text(body, size))
+            elif body != NULL:
+                result = decode_result(entry.outcome, body, size)
+        except ProtocolError as broken:
+            # The waiter hears of it too: it is not pending any more.
+            if entry.results is None:
+                outcomes.append((entry.waiter, broken, None))
+            raise
+        except TextError as not_text:
+            error = not_text
+        if entry.results is None:
+            outcomes.append((entry.waiter, error, result))
+            return 0
+        position = request_id - entry.first
+        if entry.results[position] is not UNANSWERED:
+            return 0  # The peer answered twice.
+        if error is not None:
+            error.item = position
+            if entry.error is None or position < entry.error.item:
+                entry.error = error
+        entry.results[position] = result
+        entry.missing -= 1
+        if entry.missing == 0:
+            self.bulks.remove(entry)
+            outcomes.append((entry.waiter, entry.error, entry.results))
+        return 0
+
+    cdef Pending _bulk_of(self, uint32_t request_id):
+        cdef Pending bulk
+        for bulk in self.bulks:
+            if request_id - bulk.first < bulk.count:
+                return bulk
+        return None
+
+
+cdef uint8_t* put_index(uint8_t* out, index) except NULL:
+    cdef int64_t value
+    try:
+        value = index
+    except OverflowError:
+        raise ValueError(f"index {index} does not fit into a MsgPack int") from None
+    return put_int(out, value)
+
+
+cdef bint is_storage_function(uint32_t func_id) noexcept nogil:
+    return (func_id == READ or func_id == REPLACE
+            or SWITCH_READONLY <= func_id <= SWITCH_MAINTENANCE)
+
+
+cdef uint64_t leading_object_size(const uint8_t* frame, size_t left) noexcept nogil:
+    """Bytes of the str or nil that begins a reply's body; 0: not there, or another type."""
+    cdef const uint8_t* head = frame + HEADER_BYTES + 4
+    cdef int width
+    if left < HEADER_BYTES + 4 + 1:
+        return 0
+    if head[0] == 0xC0:
+        return 1
+    if 0xA0 <= head[0] <= 0xBF:
+        return 1 + (head[0] & 0x1F)
+    if not 0xD9 <= head[0] <= 0xDB:
+        return 0
+    width = 1 << (head[0] - 0xD9)
+    if left < <size_t>(HEADER_BYTES + 4 + 1 + width):
+        return 0
+    return 1 + width + load_be(head + 1, width)
+
+
+cdef object decode_result(int outcome, const uint8_t* body, uint32_t size):
+    """The body of a successful reply, as it was asked for."""
+    cdef Cursor c
+    cdef const uint8_t* text = NULL
+    cdef uint32_t length = 0
+    if outcome == BODY:
+        return body[:size]
+    if outcome == NOTHING:
+        if size != 1 or body[0] != 0xC0:
+            raise ProtocolError(f"reply body of {size} bytes where nil was expected")
+        return None
+    c.at = body
+    c.end = body + size
+    if read_str(&c, &text, &length) != 0 or c.at != c.end:
+        raise ProtocolError(f"reply body of {size} bytes is not the MsgPack str that was expected")
+    if outcome == BYTES:
+        return text[:length]
+    try:
+        return PyUnicode_DecodeUTF8(<const char*>text, length, NULL)
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"the slot's {length} bytes are not UTF-8 (byte {error.start}); "
+            "read them with the bytes variant of the call"
+        ) from None
+
+
+cdef str error_text(const uint8_t* body, uint32_t size):
+    """The text of an error reply; whatever a peer put there, some text comes out."""
+    cdef Cursor c
+    cdef const uint8_t* text = NULL
+    cdef uint32_t length = 0
+    c.at = body
+    c.end = body + size
+    if body == NULL or read_str(&c, &text, &length) != 0:
+        return f"(the reply has no text, but {size} other bytes)" if size else "(no text)"
+    return text[:length].decode("utf-8", "backslashreplace")

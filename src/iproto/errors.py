@@ -1,0 +1,217 @@
+"""Everything the package raises, as one tree.
+
+::
+
+    IprotoError
+    ├── ConfigError (ValueError)              an option, a URL or a registration is wrong
+    ├── Error                                 the server answered with a return code
+    │   ├── InternalError, IllegalParamsError, ReadOnlyError, LockedError, OverloadedError,
+    │   └── UnsupportedCommandError, OutOfRangeError, FunctionTimeoutError, RateLimitedError
+    ├── TransportError                        the call got no answer
+    │   ├── ConnectError (ConnectionError)    no connection could be made: not executed
+    │   ├── ConnectionLostError (ConnectionError)
+    │   ├── CallTimeoutError (TimeoutError)
+    │   └── ClientClosedError
+    ├── ProtocolError                         the peer broke the protocol
+    │   └── DialectError                      ... because it speaks the other dialect
+    └── TextError (ValueError)                a slot's bytes are not UTF-8
+"""
+
+from __future__ import annotations
+
+from iproto.wire import ReturnCode
+
+
+class IprotoError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ConfigError(IprotoError, ValueError):
+    """An option, a URL or a function's registration is wrong; the text says how."""
+
+
+class Error(IprotoError):
+    """A reply with a return code other than OK.
+
+    Clients raise it (as the subclass of its code, where there is one); users'
+    own functions raise it to answer with a code of their own.
+
+    Args:
+        code: the return code, 1..2**32-1. By the family's convention its low
+            byte is 1 (try again) or 2 (error) and the upper bytes number the
+            error: 0x5102, say.
+        text: what was wrong and what is allowed, for the client's eyes.
+
+    Raises:
+        ConfigError: the code is 0, which means success, or over 32 bits.
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        if not 0 < code < 2**32:
+            raise ConfigError(
+                f"return code {code:#x} cannot stand for an error: it must be 1..0xffffffff, "
+                "by convention with a low byte of 1 (try again) or 2 (error), like 0x5102"
+            )
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+        self.item: int | None = None
+        """Position of the failed item in a ``*_many`` call, else None."""
+
+    def __str__(self) -> str:
+        where = "" if self.item is None else f" (item {self.item})"
+        return f"{self.text}{where} [{_code_name(self.code)}]"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the code says "try again" (its low byte is 1)."""
+        return self.code & 0xFF == 1
+
+
+class _CodedError(Error):
+    """An error whose class fixes its code: ``ReadOnlyError("storage is frozen")``."""
+
+    CODE: ReturnCode
+
+    def __init__(self, text: str) -> None:
+        super().__init__(self.CODE, text)
+
+    def __reduce__(self) -> tuple[type[_CodedError], tuple[str]]:
+        return type(self), (self.text,)
+
+
+class InternalError(_CodedError):
+    """The function failed; details are in the server's log."""
+
+    CODE = ReturnCode.INTERNAL
+
+
+class IllegalParamsError(_CodedError):
+    """The body is not what the function takes, or over a limit."""
+
+    CODE = ReturnCode.ILLEGAL_PARAMS
+
+
+class ReadOnlyError(_CodedError):
+    """A write while the storage is READ_ONLY."""
+
+    CODE = ReturnCode.READ_ONLY
+
+
+class LockedError(_CodedError):
+    """A read or write while the storage is in MAINTENANCE."""
+
+    CODE = ReturnCode.LOCKED
+
+
+class OverloadedError(_CodedError):
+    """A limit of the server is reached; try again."""
+
+    CODE = ReturnCode.OVERLOADED
+
+
+class UnsupportedCommandError(_CodedError):
+    """The server has no such function."""
+
+    CODE = ReturnCode.UNSUPPORTED_COMMAND
+
+
+class OutOfRangeError(_CodedError):
+    """A slot index outside 0..999."""
+
+    CODE = ReturnCode.NUMBER_OUT_OF_RANGE
+
+
+class FunctionTimeoutError(_CodedError):
+    """A user's function ran out of its time on the server."""
+
+    CODE = ReturnCode.TIMEOUT
+
+
+class RateLimitedError(_CodedError):
+    """Over the client's rate; the text says how long to wait."""
+
+    CODE = ReturnCode.RATE_LIMITED
+
+
+class TransportError(IprotoError):
+    """A call got no answer.
+
+    Args:
+        text: what happened.
+        may_have_executed: whether the server may have executed the request.
+            False is certain: it never left this process.
+    """
+
+    def __init__(self, text: str, *, may_have_executed: bool) -> None:
+        super().__init__(text)
+        self.may_have_executed = may_have_executed
+
+    def __str__(self) -> str:
+        fate = "may have been executed" if self.may_have_executed else "was not executed"
+        return f"{self.args[0]}; the request {fate}"
+
+
+class ConnectError(TransportError, ConnectionError):
+    """No connection could be made; the request was not executed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, may_have_executed=False)
+
+
+class ConnectionLostError(TransportError, ConnectionError):
+    """The connection ended before the reply came."""
+
+
+class CallTimeoutError(TransportError, TimeoutError):
+    """The call's deadline passed before the reply came."""
+
+
+class ClientClosedError(TransportError):
+    """The client was closed, by its own side, before the reply came."""
+
+
+class ProtocolError(IprotoError):
+    """The peer sent what the protocol does not allow."""
+
+
+class DialectError(ProtocolError):
+    """The peer speaks the other dialect, or none that could be recognised."""
+
+
+class TextError(IprotoError, ValueError):
+    """``str`` was asked for and the bytes are not UTF-8; use the bytes variant."""
+
+
+_BY_CODE: dict[int, type[_CodedError]] = {
+    cls.CODE: cls
+    for cls in (
+        InternalError,
+        IllegalParamsError,
+        ReadOnlyError,
+        LockedError,
+        OverloadedError,
+        UnsupportedCommandError,
+        OutOfRangeError,
+        FunctionTimeoutError,
+        RateLimitedError,
+    )
+}
+
+
+def error_from_reply(code: int, text: str) -> Error:
+    """The exception for a reply's return code: the one place that maps them.
+
+    Args:
+        code: the return code, not 0.
+        text: the reply's text.
+    """
+    cls = _BY_CODE.get(code)
+    return Error(code, text) if cls is None else cls(text)
+
+
+def _code_name(code: int) -> str:
+    try:
+        return f"{ReturnCode(code).name} {code:#06x}"
+    except ValueError:
+        return f"{code:#x}"
