@@ -25,6 +25,7 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.dict cimport PyDict_GetItem
+from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
@@ -971,10 +972,12 @@ cdef enum:
 HAS_CALLS = 1
 HAS_MORE = 2
 IS_CLOSING = 4
+IS_FULL = 8
 cdef enum:
-    CALLS = 1
-    MORE = 2
-    CLOSING = 4
+    CALLS = 1  # users' frames wait in take_calls()
+    MORE = 2  # frames wait for resume()
+    CLOSING = 4  # no further frame is looked at
+    FULL = 8  # with MORE: max_calls run; go on when one is answered
 
 
 cdef uint8_t* put_header(uint8_t* out, uint32_t func_id, uint32_t length,
@@ -1017,7 +1020,7 @@ cdef class ServerFrames:
     # begun (0: there is none). CLOCK_MONOTONIC, ns.
     cdef uint64_t traffic_ns
     cdef uint64_t frame_ns
-    # What the caller has to look after: bits HAS_CALLS, HAS_MORE, IS_CLOSING.
+    # What the caller has to look after: bits HAS_CALLS, HAS_MORE, IS_CLOSING, IS_FULL.
     cdef readonly int status
     # Users' frames to run, as (func_id, request_id, body, arrived): take_calls().
     cdef list calls
@@ -1095,7 +1098,7 @@ cdef class ServerFrames:
         cdef uint8_t* scratch = storage.take_scratch()
         cdef size_t built
         cdef int row
-        self.status &= ~MORE
+        self.status &= ~(MORE | FULL)
         for row in range(FIRST_USER):
             self.done[row] = 0
         self.out = scratch
@@ -1272,7 +1275,7 @@ cdef class ServerFrames:
             self._fail(request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, COLUMN_UNSUPPORTED, said)
             return True
         if self.running >= self.max_calls:
-            self.status |= MORE
+            self.status |= MORE | FULL
             return False
         self.calls.append((
             request.func_id,
@@ -1286,7 +1289,7 @@ cdef class ServerFrames:
 
     cdef void _close(self, reason) noexcept:
         """No frame after this one is looked at."""
-        self.status = (self.status | CLOSING) & ~MORE
+        self.status = (self.status | CLOSING) & ~(MORE | FULL)
         self.close_reason = reason
 
     cdef int _refuse_body(self, Request* request) except -1:
@@ -1371,11 +1374,19 @@ cdef class ServerFrames:
                            <uint32_t>size, self.mailru)
         memcpy(out, PyBytes_AS_STRING(body), size)
         self.running -= 1
+        self.status &= ~FULL
         me.requests[row][column] += 1
         me.buckets[row][bucket_of(elapsed)] += 1
         me.nanoseconds[row] += elapsed
         me.bytes_out += HEADER_BYTES + 4 + size
         return reply
+
+    def close(self, reason):
+        """From now on nothing is executed; what was not, and what comes, is dropped."""
+        if not self.status & CLOSING:
+            self._close(CloseReason(reason))
+        consume(&self.input, self.input.end - self.input.start)
+        self.frame_ns = 0
 
     def touch(self):
         """Restarts the clocks: bytes went out, or reading goes on after a pause."""
@@ -1544,16 +1555,18 @@ cdef class ClientFrames:
         return 0
 
     cdef int _put_read(self, index) except -1:
+        cdef int64_t slot = slot_index(index)
         cdef uint8_t* frame
         cdef uint8_t* end
         reserve(&self.output, HEADER_BYTES + 9)
         frame = self.output.data + self.output.end
-        end = put_index(frame + HEADER_BYTES, index)
+        end = put_int(frame + HEADER_BYTES, slot)
         put_header(frame, READ, <uint32_t>(end - frame - HEADER_BYTES), self.next_id)
         self.output.end += end - frame
         return 0
 
     cdef int _put_replace(self, index, content) except -1:
+        cdef int64_t slot = slot_index(index)
         cdef Py_ssize_t size
         cdef const char* text
         cdef uint8_t* frame
@@ -1569,7 +1582,7 @@ cdef class ClientFrames:
             raise ValueError(f"a string of {size} bytes does not fit into a frame")
         reserve(&self.output, HEADER_BYTES + 9 + 5 + size)
         frame = self.output.data + self.output.end
-        end = put_index(frame + HEADER_BYTES, index)
+        end = put_int(frame + HEADER_BYTES, slot)
         end = put_str_head(end, <uint32_t>size)
         memcpy(end, text, size)
         end += size
@@ -1711,11 +1724,8 @@ cdef class ClientFrames:
                     self._settle(func_id, length, request_id, 0, NULL, 0, outcomes)
                     at += HEADER_BYTES
                     continue
-                if self.dialect != DIALECT_VK or left < HEADER_BYTES + 4 + <size_t>length:
-                    # The lengths may mean something else than we think, or the
-                    # frame is not whole, perhaps for that very reason.
-                    if not self._fits_dialect(func_id, length, frame, left):
-                        break
+                if not self._fits_dialect(func_id, length, frame, left):
+                    break
                 if self.dialect == DIALECT_MAILRU:
                     length -= 4
                 if length > self.max_body:
@@ -1832,13 +1842,20 @@ cdef class ClientFrames:
         return None
 
 
-cdef uint8_t* put_index(uint8_t* out, index) except NULL:
+cdef int64_t slot_index(index) except? -1:
+    """A slot's index as the caller gave it; whether it is in range is the server's to say."""
     cdef int64_t value
+    if not isinstance(index, int):
+        # Conversion to C would cut a float to an int without a word.
+        try:
+            index = PyNumber_Index(index)
+        except TypeError:
+            raise TypeError(f"a slot's index is an int, not {type(index).__name__}") from None
     try:
         value = index
     except OverflowError:
         raise ValueError(f"index {index} does not fit into a MsgPack int") from None
-    return put_int(out, value)
+    return value
 
 
 cdef bint is_storage_function(uint32_t func_id) noexcept nogil:

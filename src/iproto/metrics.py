@@ -1,0 +1,363 @@
+"""Prometheus metrics over the native counters, and the HTTP endpoint.
+
+The hot path only bumps words in the store; everything here happens when
+somebody scrapes, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import resource
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Protocol
+from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    make_wsgi_app,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+import iproto
+from iproto._fastframe import BUCKET_BOUNDS, CODE_COLUMNS, ROW_OF_UNKNOWN, ROWS, Storage
+from iproto.config import Address
+from iproto.errors import ConfigError
+from iproto.wire import CloseReason, FuncID, State
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
+# Seconds between two looks at the loop's lateness.
+LAG_PERIOD = 0.5
+
+# Seconds for which the loop may not have run before /healthz says so. A
+# function of a user's that blocks the loop for so long is a defect.
+STUCK_AFTER = 10.0
+
+# Seconds that a scrape sleeps after each metric, so that the event loop's
+# thread gets the GIL: a scrape makes no pause longer than one metric takes.
+YIELD = 0.0002
+
+# Seconds for a client of the endpoint to send its request.
+REQUEST_TIMEOUT = 5.0
+
+
+class Source(Protocol):
+    """What the metrics are about: a server."""
+
+    storage: Storage
+
+    @property
+    def ready(self) -> bool: ...
+
+
+class LoopLag:
+    """How late the event loop runs its timers."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.histogram = Histogram(
+            "iproto_event_loop_lag_seconds",
+            f"Lateness of a timer that the event loop was to run, looked at every {LAG_PERIOD} s",
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+            registry=None,
+        )
+        self.last_run = time.monotonic()
+        self._timer = loop.call_later(LAG_PERIOD, self._look)
+        self._due = loop.time() + LAG_PERIOD
+
+    def _look(self) -> None:
+        self.last_run = time.monotonic()
+        self.histogram.observe(max(0.0, self._loop.time() - self._due))
+        self._timer = self._loop.call_later(LAG_PERIOD, self._look)
+        self._due = self._loop.time() + LAG_PERIOD
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+
+class StorageCollector(Collector):
+    """The metrics of one storage and of who serves it.
+
+    Args:
+        storage: whose counters are read.
+        row_names: what to call the counter rows of users' functions.
+    """
+
+    def __init__(self, storage: Storage, row_names: dict[int, str]) -> None:
+        self._storage = storage
+        self._names = {row: func_id.name for row, func_id in enumerate(ROWS)}
+        self._names[ROW_OF_UNKNOWN] = "unknown"
+        self._names |= row_names
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: saves the registry a collection at registration."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Reads the counters once; every metric of a scrape is of the same moment."""
+        counters = self._storage.counters()
+        yield from self._storage_metrics(counters["requests"])
+        yield from self._connection_metrics(counters)
+        yield from self._function_metrics(counters)
+        yield from self._state_metrics()
+
+    def _storage_metrics(self, requests: list[list[int]]) -> Iterator[Metric]:
+        for func_id, name in ((FuncID.STORAGE_READ, "read"), (FuncID.STORAGE_REPLACE, "write")):
+            codes = requests[ROWS.index(func_id)]
+            total, succeeded = sum(codes), codes[0]
+            yield _counter(f"storage_{name}s", f"Storage {name}s asked for", total)
+            yield _counter(f"storage_successful_{name}s", f"Storage {name}s done", succeeded)
+            yield _counter(f"storage_error_{name}s", f"Storage {name}s refused", total - succeeded)
+        for func_id, state in (
+            (FuncID.ADM_STORAGE_SWITCH_READWRITE, "read_write"),
+            (FuncID.ADM_STORAGE_SWITCH_READONLY, "read_only"),
+            (FuncID.ADM_STORAGE_SWITCH_MAINTENANCE, "maintenance"),
+        ):
+            yield _counter(
+                f"change_storage_state_on_{state}",
+                f"Switches of the storage to {state.upper()}",
+                requests[ROWS.index(func_id)][0],
+            )
+
+    def _connection_metrics(self, counters: Any) -> Iterator[Metric]:
+        opened, closed = counters["opened"], counters["closed"]
+        yield GaugeMetricFamily("active_connections", "Connections open now", opened - sum(closed))
+        yield _counter("iproto_connections_opened", "Connections accepted", opened)
+        by_reason = CounterMetricFamily(
+            "iproto_connections_closed", "Connections closed, by reason", labels=["reason"]
+        )
+        for reason in CloseReason:
+            by_reason.add_metric([reason.name.lower()], closed[reason])
+        yield by_reason
+        yield _counter("iproto_received_bytes", "Bytes received", counters["bytes_in"])
+        yield _counter("iproto_sent_bytes", "Bytes of replies built", counters["bytes_out"])
+
+    def _function_metrics(self, counters: Any) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "iproto_requests",
+            "Requests answered, by function and return code",
+            labels=["function", "code"],
+        )
+        seconds = HistogramMetricFamily(
+            "iproto_service_seconds",
+            "From a request's arrival to its reply handed to the socket",
+            labels=["function"],
+        )
+        columns = [code.name for code in CODE_COLUMNS] + ["other"]
+        for row, name in self._names.items():
+            answered = counters["requests"][row]
+            if not any(answered):
+                continue
+            for column, code in enumerate(columns):
+                if answered[column]:
+                    requests.add_metric([name, code], answered[column])
+            seconds.add_metric(
+                [name],
+                buckets=_cumulative(counters["buckets"][row]),
+                sum_value=counters["nanoseconds"][row] / 1e9,
+            )
+        yield requests
+        yield seconds
+
+    def _state_metrics(self) -> Iterator[Metric]:
+        current = self._storage.state
+        states = GaugeMetricFamily(
+            "iproto_storage_state", "1 for the storage's state, 0 for the others", labels=["state"]
+        )
+        for state in State:
+            states.add_metric([state.name], int(state is current))
+        yield states
+        build = InfoMetricFamily("iproto_build", "What is running")
+        build.add_metric(
+            [], {"version": iproto.__version__, "python": platform.python_version()}
+        )
+        yield build
+
+
+class _LoopCollector(Collector):
+    """What is known of the server's event loop and its process."""
+
+    def __init__(self, source: Source, lag: LoopLag, loop: asyncio.AbstractEventLoop) -> None:
+        self._source = source
+        self._lag = lag
+        self._loop = loop
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "iproto_ready", "1 while connections are accepted", int(self._source.ready)
+        )
+        yield GaugeMetricFamily(
+            "iproto_asyncio_tasks", "asyncio tasks that are running", len(asyncio.all_tasks(self._loop))
+        )
+        yield from self._lag.histogram.collect()
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        yield GaugeMetricFamily(
+            "process_virtual_memory_max_bytes",
+            "Maximum amount of virtual memory available in bytes (-1: unlimited)",
+            -1 if limit == resource.RLIM_INFINITY else limit,
+        )
+
+
+class _YieldingCollector(Collector):
+    """Another collector, with a short sleep after each metric; see YIELD."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._collector.collect():
+            yield metric
+            time.sleep(YIELD)
+
+
+class MetricsEndpoint:
+    """Serves /metrics, /healthz and /readyz over HTTP, from a thread.
+
+    Args:
+        address: where to listen.
+        source: the server.
+        lag: of the server's loop.
+        row_names: what to call the counter rows of users' functions.
+        loop: the server's loop.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        source: Source,
+        lag: LoopLag,
+        row_names: dict[int, str],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._source = source
+        self._lag = lag
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_YieldingCollector(StorageCollector(source.storage, row_names)))
+        registry.register(_YieldingCollector(_LoopCollector(source, lag, loop)))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._metrics_app: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+        try:
+            self._http = _HTTPServer.on(address, self._answer)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {address} for metrics: {error.strerror or error}; "
+                "choose another with --metrics-bind, or 'off'"
+            ) from None
+        name = self._http.socket.getsockname()
+        self.address = Address(name[0], name[1])
+        self._thread = threading.Thread(
+            target=self._http.serve_forever,
+            kwargs={"poll_interval": 0.1},
+            name="iproto-metrics",
+            daemon=True,
+        )
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Stops listening, and waits for the thread."""
+        await asyncio.get_running_loop().run_in_executor(None, self._http.shutdown)
+        self._http.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            return self._metrics_app(environ, start_response)
+        if path == "/healthz":
+            silent = time.monotonic() - self._lag.last_run
+            if silent < STUCK_AFTER:
+                return _plain(start_response, HTTPStatus.OK, "alive")
+            return _plain(
+                start_response,
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the event loop has not run for {silent:.1f} s",
+            )
+        if path == "/readyz":
+            if self._source.ready:
+                return _plain(start_response, HTTPStatus.OK, "ready")
+            return _plain(start_response, HTTPStatus.SERVICE_UNAVAILABLE, "not accepting")
+        return _plain(
+            start_response, HTTPStatus.NOT_FOUND, "here are /metrics, /healthz and /readyz"
+        )
+
+
+class _RequestHandler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: a scrape every few seconds is no news."""
+
+
+class _HTTPServer(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    @classmethod
+    def on(cls, address: Address, app: Any) -> _HTTPServer:
+        if ":" in address.host:
+            cls = type("_HTTPServer6", (cls,), {"address_family": socket.AF_INET6})
+        server = cls((address.host, address.port), _RequestHandler)
+        server.set_app(app)
+        return server
+
+    def server_bind(self) -> None:
+        # As in the base class, without its reverse look-up of the host's name.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a client of the endpoint that goes away is no news."""
+
+
+def _plain(start_response: StartResponse, status: HTTPStatus, text: str) -> Iterable[bytes]:
+    start_response(
+        f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")]
+    )
+    return [text.encode() + b"\n"]
+
+
+def _counter(name: str, documentation: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, documentation, value)
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets = []
+    for bound, count in zip((*BUCKET_BOUNDS, float("inf")), counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+    return buckets

@@ -1,0 +1,420 @@
+"""The server: listeners, connections, limits, start and drain.
+
+``Server`` lives in a loop of the user's; ``run`` makes the loop, handles the
+signals and serves until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+from functools import partial
+from typing import TYPE_CHECKING
+
+from iproto._fastframe import FIRST_USER_ROW, ROW_COUNT, ServerFrames, Storage
+from iproto.config import Address, Config
+from iproto.errors import ConfigError
+from iproto.metrics import LoopLag, MetricsEndpoint
+from iproto.protocol import ServerProtocol
+from iproto.wire import CloseReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from iproto.app import App, Calls, Function, Reply
+
+logger = logging.getLogger("iproto.server")
+
+
+class Server:
+    """Serves the storage and users' own functions, in the running loop.
+
+    ::
+
+        async with iproto.Server(iproto.Config(bind="127.0.0.1:0")) as server:
+            print(server.addresses)
+            await server.wait_closed()
+
+    Args:
+        config: the settings; the defaults if None.
+        app: functions of the user's own. They are taken at the start;
+            registering more later has no effect.
+        storage: the slots; a fresh, private one if None. One storage may be
+            served by several servers of one process.
+
+    Leaving ``async with`` drains the server.
+    """
+
+    def __init__(
+        self, config: Config | None = None, app: App | None = None, storage: Storage | None = None
+    ) -> None:
+        self.config = config if config is not None else Config()
+        self.storage = storage if storage is not None else Storage()
+        self.idle_timeout = self.config.idle_timeout
+        self._app = app
+        self._functions: dict[int, Function] = {}
+        self._rows: dict[int, int] = {}
+        self._make_calls: Callable[[Reply], Calls] | None = None
+        self._listeners: list[tuple[socket.socket, asyncio.Server]] = []
+        self._connections: set[ServerProtocol] = set()
+        self._all_closed = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._metrics: MetricsEndpoint | None = None
+        self._lag: LoopLag | None = None
+        self._accepting = False
+        self._draining = False
+
+    # What a user may ask.
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the server listens, with the ports that the system chose for port 0."""
+        return tuple(_address_of(sock) for sock, _ in self._listeners)
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where the metrics are; None if they are off."""
+        return None if self._metrics is None else self._metrics.address
+
+    @property
+    def ready(self) -> bool:
+        """Whether connections are accepted: started, and not draining."""
+        return self._accepting and not self._draining
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
+    # Start.
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.drain()
+
+    async def start(self) -> None:
+        """Listens on every address of the configuration.
+
+        Raises:
+            ConfigError: an address cannot be listened on; nothing is left open.
+            RuntimeError: the server was started before.
+        """
+        if self._accepting or self._draining:
+            raise RuntimeError("this server was started before; make a new one")
+        loop = asyncio.get_running_loop()
+        self._load_functions()
+        try:
+            for address in self.config.addresses:
+                sock = _listening_socket(address)
+                listen = loop.create_unix_server if address.path else loop.create_server
+                try:
+                    listener = await listen(
+                        partial(self._new_connection, loop),
+                        sock=sock,
+                        backlog=self.config.backlog,
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+                self._listeners.append((sock, listener))
+            self._lag = LoopLag(loop)
+            if self.config.metrics_address is not None:
+                self._metrics = MetricsEndpoint(
+                    self.config.metrics_address, self, self._lag, self._row_names(), loop
+                )
+        except BaseException:
+            self._close_listeners()
+            self._stop_lag()
+            raise
+        self._accepting = True
+        logger.info(
+            "serving %s (dialect %s, %d functions of your own)%s",
+            ", ".join(map(str, self.addresses)),
+            self.config.dialect,
+            len(self._functions),
+            f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
+        )
+
+    def _load_functions(self) -> None:
+        """Gives each of the users' functions its counter row, while there are rows."""
+        if self._app is None:
+            return
+        from iproto.app import CallBudget, Calls  # noqa: PLC0415 - msgspec is only for these
+
+        self._functions = self._app.functions
+        last = ROW_COUNT - 1
+        self._rows = {
+            func_id: min(FIRST_USER_ROW + position, last)
+            for position, func_id in enumerate(self._functions)
+        }
+        self._make_calls = partial(Calls, self._functions, CallBudget(self.config.max_calls))
+
+    def _row_names(self) -> dict[int, str]:
+        """Counter row → what metrics call it; the last row takes all that have none of their own."""
+        names: dict[int, str] = {}
+        for func_id, row in self._rows.items():
+            names[row] = "other" if row in names else self._functions[func_id].name
+        return names
+
+    # Connections. (The first two are what protocol.Owner asks for.)
+
+    def opened(self, connection: ServerProtocol) -> None:
+        self._connections.add(connection)
+        self.storage.count_opened()
+        if self._draining:
+            connection.drain()
+
+    def closed(self, connection: ServerProtocol, reason: CloseReason) -> None:
+        self._connections.discard(connection)
+        self.storage.count_closed(reason)
+        if not self._connections:
+            self._all_closed.set()
+
+    def _new_connection(self, loop: asyncio.AbstractEventLoop) -> ServerProtocol:
+        frames = ServerFrames(
+            self.storage,
+            mailru=self.config.dialect == "mailru",
+            max_body=self.config.max_body,
+            max_calls=self.config.max_calls_per_connection,
+            functions=self._rows,
+        )
+        return ServerProtocol(self, frames, self._make_calls, loop)
+
+    # Stop.
+
+    async def wait_closed(self) -> None:
+        """Waits until the server has been drained or closed."""
+        await self._stopped.wait()
+
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Stops accepting, answers every request already received, closes.
+
+        Args:
+            timeout: seconds that this may take, then what is open is aborted;
+                None for the configuration's ``drain_timeout``.
+
+        Returns:
+            Whether everything was answered in time.
+        """
+        if self._stopped.is_set():
+            return True
+        if not self._draining:
+            self._draining = True
+            logger.info("draining %d connections", len(self._connections))
+            await self._accept_the_rest()
+            self._close_listeners()
+            for connection in list(self._connections):
+                connection.drain()
+        clean = await self._connections_closed(
+            self.config.drain_timeout if timeout is None else timeout
+        )
+        if not clean:
+            logger.warning(
+                "aborting %d connections that were not done in time", len(self._connections)
+            )
+        await self.close()
+        return clean
+
+    async def close(self) -> None:
+        """Closes everything at once; replies that were not sent yet are lost."""
+        self._draining = True
+        self._close_listeners()
+        for connection in list(self._connections):
+            connection.abort()
+        await self._connections_closed(None)
+        self._stop_lag()
+        if self._metrics is not None:
+            metrics, self._metrics = self._metrics, None
+            await metrics.close()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            logger.info("stopped")
+
+    async def _accept_the_rest(self) -> None:
+        """Takes in the connections that the system has accepted and we have not.
+
+        Closing the listener would reset them, with the requests that they may
+        have sent already.
+        """
+        loop = asyncio.get_running_loop()
+        for sock, _ in self._listeners:
+            while True:
+                try:
+                    accepted, _peer = sock.accept()
+                except OSError:
+                    break  # EAGAIN: none is left. Anything else: none can be had.
+                accepted.setblocking(False)
+                with contextlib.suppress(OSError):
+                    await loop.connect_accepted_socket(
+                        partial(self._new_connection, loop), accepted
+                    )
+
+    async def _connections_closed(self, timeout: float | None) -> bool:
+        if not self._connections:
+            return True
+        self._all_closed.clear()
+        try:
+            await asyncio.wait_for(self._all_closed.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _close_listeners(self) -> None:
+        for sock, listener in self._listeners:
+            path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+            listener.close()
+            if path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        self._listeners.clear()
+
+    def _stop_lag(self) -> None:
+        if self._lag is not None:
+            self._lag.stop()
+
+
+def run(config: Config, app: App | None = None, storage: Storage | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+
+    Args:
+        config, app, storage: as for :class:`Server`.
+
+    Returns:
+        The exit code: 0 after a clean drain, 1 if the drain timed out,
+        128 + the signal's number after a second signal.
+
+    Raises:
+        ConfigError: an address cannot be listened on, or the loop is not to be had.
+    """
+    loop = _new_loop(config.loop)
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(_serve_until_signal(Server(config, app, storage)))
+    finally:
+        try:
+            _cancel_all_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+async def _serve_until_signal(server: Server) -> int:
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[int] = loop.create_future()
+    second: asyncio.Future[int] = loop.create_future()
+
+    def on_signal(number: int) -> None:
+        for future in (first, second):
+            if not future.done():
+                future.set_result(number)
+                return
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, int(number))
+    await server.start()
+    name = signal.Signals(await first).name
+    logger.info("%s: draining, at most %g s; a second signal ends at once",
+                name, server.config.drain_timeout)
+    drain = asyncio.ensure_future(server.drain())
+    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    if drain.done():
+        return 0 if drain.result() else 1
+    drain.cancel()
+    await server.close()
+    return 128 + second.result()
+
+
+def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name in ("auto", "uvloop"):
+        try:
+            import uvloop  # noqa: PLC0415 - optional, and slow to import
+
+            return uvloop.new_event_loop()
+        except ImportError:
+            if name == "uvloop":
+                raise ConfigError(
+                    "loop is 'uvloop', which is not installed here; pip install uvloop, "
+                    "or use loop 'asyncio'"
+                ) from None
+    return asyncio.new_event_loop()
+
+
+def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+
+
+def _listening_socket(address: Address) -> socket.socket:
+    """Binds; listening is the loop's part.
+
+    Raises:
+        ConfigError: in one line, what is wrong and what to do.
+    """
+    if address.path:
+        _remove_dead_socket(address.path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        where: str | tuple[str, int] = address.path
+    else:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        where = (address.host, address.port)
+    sock.setblocking(False)
+    try:
+        sock.bind(where)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"cannot listen on {address}: {_bind_failure(error)}") from None
+    return sock
+
+
+def _bind_failure(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the address is in use; stop what listens there, or choose another with --bind"
+    if error.errno == errno.EACCES:
+        return "permission denied; ports below 1024 are for privileged users"
+    return error.strerror or str(error)
+
+
+def _remove_dead_socket(path: str) -> None:
+    """Removes a unix socket that a killed server left; never one that is served."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise ConfigError(f"cannot listen on unix:{path}: a file that is no socket is there")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError as error:
+            raise ConfigError(f"cannot listen on unix:{path}: {error.strerror}") from None
+
+
+def _address_of(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return Address("", 0, name)
+    return Address(name[0], name[1])

@@ -1,0 +1,206 @@
+"""Where a server is: ``iproto://host:port?dialect=vk&timeout=5`` and its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from iproto.errors import ConfigError
+from iproto.wire import Dialect
+
+DEFAULT_URL = "iproto://127.0.0.1:8080"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a call may take, if neither it nor its client says otherwise."""
+
+MAX_TIMEOUT = 86400.0
+"""Seconds; a longer wait is a mistake of units rather than a wish."""
+
+_FORMS = (
+    "iproto://HOST[:PORT][?dialect=vk|mailru|auto][&timeout=SECONDS] "
+    "or iproto+unix:///PATH[?...], as in iproto://127.0.0.1:8080?timeout=5"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server's address, and how to talk to it.
+
+    Args:
+        host: name or address, IPv6 without brackets; not used if there is a path.
+        port: TCP port, 1..65535.
+        path: path of a unix socket, or None for TCP.
+        dialect: what body_length of the server's responses counts.
+        timeout: seconds that a call may take, over 0, at most 86400.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    host: str = DEFAULT_HOST
+    port: int = DEFAULT_PORT
+    path: str | None = None
+    dialect: Dialect = Dialect.VK
+    timeout: float = DEFAULT_TIMEOUT
+
+    def __post_init__(self) -> None:
+        if isinstance(self.port, bool) or not isinstance(self.port, int):
+            raise ConfigError(f"port {self.port!r} is not an int")
+        if not 1 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port} is out of range; use 1..65535")
+        object.__setattr__(self, "dialect", checked_dialect(self.dialect))
+        object.__setattr__(self, "timeout", checked_timeout(self.timeout))
+
+    @property
+    def address(self) -> str:
+        """The address in one word, for messages: ``[::1]:8080``, ``unix:/run/iproto.sock``."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def checked_timeout(timeout: float) -> float:
+    """A time-out in seconds, if it is one.
+
+    Args:
+        timeout: int or float, over 0, at most 86400.
+
+    Raises:
+        ConfigError: it is out of range.
+        TypeError: it is no number.
+    """
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
+    if not 0 < timeout <= MAX_TIMEOUT:
+        raise ConfigError(
+            f"timeout {timeout} is out of range; use seconds, over 0, at most {MAX_TIMEOUT:.0f}"
+        )
+    return float(timeout)
+
+
+def checked_dialect(dialect: Dialect | str) -> Dialect:
+    """A dialect by its name.
+
+    Args:
+        dialect: ``vk``, ``mailru`` or ``auto``.
+
+    Raises:
+        ConfigError: there is no such dialect.
+    """
+    try:
+        return Dialect(dialect)
+    except ValueError:
+        raise ConfigError(
+            f"dialect {dialect!r} is unknown; use one of vk (body_length counts the body alone), "
+            "mailru (it counts the return_code too), auto (find out with one read)"
+        ) from None
+
+
+def parse_url(url: str) -> Target:
+    """Reads the address of a server.
+
+    Args:
+        url: ``iproto://host:port?dialect=vk&timeout=5`` (port 8080 if there is
+            none, IPv6 in brackets) or ``iproto+unix:///path?...``; ``dialect``
+            is vk, mailru or auto, ``timeout`` in seconds, over 0, at most 86400.
+
+    Raises:
+        ConfigError: some part is wrong; the text names it and what is allowed.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a str, not {type(url).__name__}")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise ConfigError(f"{url!r} has no scheme; write {_FORMS}")
+    rest, has_fragment, _ = rest.partition("#")
+    if has_fragment:
+        raise ConfigError(f"{url!r} has a fragment (#...), which means nothing here; drop it")
+    place, _, query = rest.partition("?")
+    dialect, timeout = _parse_query(url, query)
+    scheme = scheme.lower()
+    if scheme == "iproto+unix":
+        return Target(path=_parse_path(url, place), dialect=dialect, timeout=timeout)
+    if scheme != "iproto":
+        raise ConfigError(f"scheme {scheme!r} of {url!r} is unknown; write {_FORMS}")
+    host, port = _parse_place(url, place)
+    return Target(host=host, port=port, dialect=dialect, timeout=timeout)
+
+
+def _parse_path(url: str, place: str) -> str:
+    path = _unquoted(place)
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise ConfigError(
+            f"{url!r} names no socket; write its absolute path after three slashes, "
+            "as in iproto+unix:///run/iproto.sock"
+        )
+    return path
+
+
+def _parse_place(url: str, place: str) -> tuple[str, int]:
+    place, _, path = place.partition("/")
+    if path:
+        raise ConfigError(
+            f"{url!r} has a path, {'/' + path!r}; drop it, or write iproto+unix:///{path} "
+            "for a unix socket"
+        )
+    if "@" in place:
+        raise ConfigError(f"{url!r} has a user before the host; the protocol knows none, drop it")
+    if place.startswith("["):
+        host, closed, rest = place[1:].partition("]")
+        if not closed or ":" not in host or (rest and not rest.startswith(":")):
+            raise ConfigError(
+                f"{place!r} is not an IPv6 address in brackets; write it as in iproto://[::1]:8080"
+            )
+        colon, port = rest[:1], rest[1:]
+    else:
+        host, colon, port = place.partition(":")
+        if ":" in port:
+            raise ConfigError(
+                f"{place!r} has more than one colon; put an IPv6 address in brackets, "
+                "as in iproto://[::1]:8080"
+            )
+    host = _unquoted(host)
+    if not host or any(c.isspace() or c == "\0" for c in host):
+        raise ConfigError(f"{url!r} names no host; write {_FORMS}")
+    if not colon:
+        return host, DEFAULT_PORT
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise ConfigError(
+            f"port {port!r} of {url!r} is not one; use 1..65535, "
+            f"or leave the colon out for {DEFAULT_PORT}"
+        )
+    return host, int(port)
+
+
+def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
+    values: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        name, equals, value = part.partition("=")
+        if name not in ("dialect", "timeout"):
+            raise ConfigError(
+                f"parameter {name!r} of {url!r} is unknown; "
+                "use dialect=vk|mailru|auto and timeout=SECONDS"
+            )
+        if not equals or not value:
+            raise ConfigError(f"parameter {name!r} of {url!r} has no value; write {name}=...")
+        if name in values:
+            raise ConfigError(f"parameter {name!r} of {url!r} is there twice; keep one")
+        values[name] = _unquoted(value)
+    timeout = DEFAULT_TIMEOUT
+    if "timeout" in values:
+        try:
+            timeout = float(values["timeout"])
+        except ValueError:
+            raise ConfigError(
+                f"timeout {values['timeout']!r} of {url!r} is not a number; use seconds, "
+                f"over 0, at most {MAX_TIMEOUT:.0f}, as in timeout=2.5"
+            ) from None
+    return checked_dialect(values.get("dialect", Dialect.VK)), checked_timeout(timeout)
+
+
+def _unquoted(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote  # not at the top: 4 ms of import for a rare sign
+
+    return unquote(text)
