@@ -1182,6 +1182,10 @@ cdef class ServerFrames:
         elif holds == HOLDS_WRITE:
             self.storage.unlock_write()
 
+    # Checked in this order: the body, the storage's state, the index. So a write
+    # to an index that does not exist tells the state and changes nothing, which
+    # is how `iproto state` finds it out.
+
     cdef void _read(self, Request* request, bint locked) noexcept:
         cdef Storage storage = self.storage
         cdef slot_t* slot
@@ -1190,12 +1194,12 @@ cdef class ServerFrames:
         cdef uint8_t* text
         if not decode_read(request.body, request.length, &index):
             self._fail(request, ROW_READ, ILLEGAL_PARAMS, COLUMN_ILLEGAL, READ_PARAMS_TEXT)
-        elif not 0 <= index < SLOTS:
-            self._fail_index(request, ROW_READ, index)
         elif not locked:
             self._fail(request, ROW_READ, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
         elif load_relaxed(&storage.store.state) == MAINTENANCE:
             self._fail(request, ROW_READ, LOCKED, COLUMN_LOCKED, MAINTENANCE_TEXT)
+        elif not 0 <= index < SLOTS:
+            self._fail_index(request, ROW_READ, index)
         else:
             slot = &storage.slots[index]
             length = slot_length(slot)
@@ -1220,9 +1224,6 @@ cdef class ServerFrames:
                      length, SLOT_BYTES)
             self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL, said)
             return
-        if not 0 <= index < SLOTS:
-            self._fail_index(request, ROW_REPLACE, index)
-            return
         if not locked:
             self._fail(request, ROW_REPLACE, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
             return
@@ -1231,6 +1232,8 @@ cdef class ServerFrames:
             self._fail(request, ROW_REPLACE, READ_ONLY_CODE, COLUMN_READ_ONLY, READ_ONLY_TEXT)
         elif state == MAINTENANCE:
             self._fail(request, ROW_REPLACE, LOCKED, COLUMN_LOCKED, MAINTENANCE_TEXT)
+        elif not 0 <= index < SLOTS:
+            self._fail_index(request, ROW_REPLACE, index)
         else:
             slot_write(&storage.slots[index], text, length)
             self._succeed(request, ROW_REPLACE)

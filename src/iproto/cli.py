@@ -1,0 +1,423 @@
+"""The command line: ``iproto serve`` and the calls that a shell needs.
+
+Only what parses the options is imported at start; the rest when a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import iproto
+from iproto.errors import (
+    CallTimeoutError,
+    ConfigError,
+    Error,
+    IprotoError,
+    ProtocolError,
+    TextError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from iproto.app import App
+    from iproto.blocking import Client
+    from iproto.config import Config
+
+DEFAULT_URL = "iproto://127.0.0.1:8080"
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_NO_CONNECTION = 3
+EXIT_TIMEOUT = 4
+EXIT_BAD_ANSWER = 5
+EXIT_CODES = """\
+exit codes:
+  0  done
+  1  the server answered with an error
+  2  wrong options, or an address that cannot be listened on
+  3  no connection, or it was lost
+  4  no answer in time
+  5  the answer breaks the protocol, or is not text where text was asked for"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: as after ``iproto`` on a command line; ``sys.argv[1:]`` if None.
+
+    Returns:
+        The exit code; see ``EXIT_CODES``.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing is to be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        return 130
+    except (IprotoError, ValueError) as error:
+        print(f"iproto: {_one_line(error)}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, Error):
+        return EXIT_REFUSED
+    if isinstance(error, CallTimeoutError):
+        return EXIT_TIMEOUT
+    if isinstance(error, (ProtocolError, TextError)):
+        return EXIT_BAD_ANSWER
+    if isinstance(error, (ConfigError, ValueError)):
+        return EXIT_USAGE
+    return EXIT_NO_CONNECTION
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+# The options.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iproto",
+        description="Serve and call the iproto protocol.",
+        epilog="examples:\n"
+        "  iproto serve\n"
+        "  iproto replace 7 'hello'\n"
+        "  iproto read 7\n"
+        "  iproto COMMAND --help\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"iproto {iproto.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[Any], int], help: str, examples: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    serve = command(
+        "serve",
+        _serve,
+        "serve the storage, and functions of your own",
+        "  iproto serve\n"
+        "  iproto serve myservice:app --bind 0.0.0.0:8080 --bind unix:/run/iproto.sock\n"
+        "  IPROTO_DIALECT=mailru LOG_LEVEL=DEBUG iproto serve",
+    )
+    serve.add_argument(
+        "app", nargs="?", metavar="MODULE:APP", help="your iproto.App, e.g. myservice:app"
+    )
+    _add_settings(serve)
+
+    read = command(
+        "read", _read, "print the strings of slots", "  iproto read 7\n  iproto read 0 1 2 --json"
+    )
+    read.add_argument("index", nargs="+", type=int, metavar="INDEX", help="slot, 0..999")
+    form = read.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object, index to string")
+    form.add_argument("--hex", action="store_true", help="print bytes in hex, UTF-8 or not")
+
+    replace = command(
+        "replace", _replace, "write the string of a slot", "  iproto replace 7 'hello'"
+    )
+    replace.add_argument("index", type=int, metavar="INDEX", help="slot, 0..999")
+    replace.add_argument("text", metavar="TEXT", help="at most 256 bytes")
+
+    state = command(
+        "state",
+        _state,
+        "print the storage's state, or switch it",
+        "  iproto state\n  iproto state readonly",
+    )
+    state.add_argument(
+        "to",
+        nargs="?",
+        choices=("readonly", "readwrite", "maintenance"),
+        help="switch to it; without, the state is found out by a read, and by a write to a slot "
+        "that does not exist",
+    )
+    state.add_argument("--json", action="store_true", help="print a JSON object")
+
+    ping = command("ping", _ping, "see whether a server answers, and how fast", "  iproto ping")
+    ping.add_argument("--json", action="store_true", help="print a JSON object")
+
+    call = command(
+        "call",
+        _call,
+        "call any function: JSON in, JSON out",
+        "  iproto call 0x00030001 '\"ab\"' 3\n  iproto call 0x00020002 7",
+    )
+    call.add_argument("func_id", type=_func_id, metavar="FUNC_ID", help="0x00030001, or decimal")
+    call.add_argument("arguments", nargs="*", type=_json, metavar="ARG", help="a JSON value")
+
+    for client in (read, replace, state, ping, call):
+        client.add_argument(
+            "--url",
+            default=os.environ.get("IPROTO_URL", DEFAULT_URL),
+            help="iproto://HOST:PORT?dialect=vk&timeout=5 or iproto+unix:///PATH; "
+            "IPROTO_URL in the environment works too (default: %(default)s)",
+        )
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of Config."""
+    from iproto.config import Config  # noqa: PLC0415
+
+    for field in dataclasses.fields(Config):
+        default = _default(field)
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        variable = _variables(field)[0]
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=field.name,
+            default=argparse.SUPPRESS,
+            action="append" if field.metadata.get("many") else "store",
+            metavar=field.metadata.get("metavar") or "|".join(field.metadata["choices"]),
+            help=f"{field.metadata['help']} (default: {shown}; {variable})",
+        )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.metadata.get("command_line_default", field.default)
+
+
+def _variables(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    names: tuple[str, ...] = field.metadata.get("env", (f"IPROTO_{field.name.upper()}",))
+    return names
+
+
+def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
+    """The settings that command line and environment ask for, in this order.
+
+    Args:
+        options: name of a field of Config → what the command line said.
+        environment: where ``IPROTO_*`` and ``LOG_LEVEL`` are looked up.
+
+    Raises:
+        ConfigError: a value is wrong; the text names where it came from.
+    """
+    from iproto.config import Config  # noqa: PLC0415
+
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Config):
+        if field.name in options:
+            values[field.name] = _typed(field, options[field.name])
+            continue
+        values[field.name] = _default(field)
+        for variable in _variables(field):
+            text = environment.get(variable)
+            if text:
+                many = field.metadata.get("many")
+                values[field.name] = _typed(field, text.split(",") if many else text)
+                break
+    try:
+        return Config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (see iproto serve --help)") from None
+
+
+def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Text as the field's type; text that is no number is left for Config to refuse."""
+    if field.metadata.get("many"):
+        return tuple(item.strip() for item in value)
+    kind = {"int": int, "float": float}.get(str(field.type))
+    if kind is None:
+        return value
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+def _func_id(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no function number; give it like 0x00030001 or 196609"
+        ) from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not JSON; a string needs quotes of its own: '\"{text}\"'"
+        ) from None
+
+
+# The commands.
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = read_settings(vars(options), os.environ)
+    _set_up_logging(config.log_level)
+    app = _load_app(options.app) if options.app else None
+    from iproto.server import run  # noqa: PLC0415
+
+    return run(config, app)
+
+
+def _set_up_logging(level: str) -> None:
+    import logging  # noqa: PLC0415
+
+    from iproto.config import LOG_LEVELS, PANIC  # noqa: PLC0415
+
+    logging.addLevelName(PANIC, "PANIC")
+    logging.addLevelName(logging.CRITICAL, "FATAL")
+    logging.basicConfig(
+        level=LOG_LEVELS[level], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+
+def _load_app(name: str) -> App:
+    import importlib  # noqa: PLC0415
+
+    from iproto.app import App  # noqa: PLC0415
+
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ConfigError(f"app {name!r} must be MODULE:APP, for example myservice:app")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"cannot import {module_name!r}: {type(error).__name__}: {error}{_place(error)}"
+        ) from None
+    app = getattr(module, attribute, None)
+    if not isinstance(app, App):
+        found = f"a {type(app).__name__}" if app is not None else "not there"
+        raise ConfigError(f"{attribute!r} in {module_name!r} must be an iproto.App; it is {found}")
+    return app
+
+
+def _place(error: Exception) -> str:
+    """File and line of the user's own code that raised, if any did."""
+    trace = error.__traceback__
+    place = ""
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith("<") and file != __file__ and "importlib" not in file:
+            place = f" ({file}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
+
+
+def _client(options: argparse.Namespace) -> Client:
+    from iproto.blocking import Client  # noqa: PLC0415
+
+    return Client(options.url)
+
+
+def _read(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        if options.hex:
+            for content in client.read_many_bytes(options.index):
+                print(content.hex())
+            return EXIT_OK
+        texts = client.read_many(options.index)
+    if options.json:
+        _print_json({str(index): text for index, text in zip(options.index, texts, strict=True)})
+    else:
+        for text in texts:
+            print(text)
+    return EXIT_OK
+
+
+def _replace(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        # As the shell had it: bytes that are not UTF-8 come through.
+        client.replace(options.index, os.fsencode(options.text))
+    return EXIT_OK
+
+
+def _state(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        if options.to is not None:
+            getattr(client, f"switch_{options.to}")()
+            state = options.to
+        else:
+            state = _find_state(client)
+    if options.json:
+        _print_json({"state": state})
+    else:
+        print(state)
+    return EXIT_OK
+
+
+def _find_state(client: Client) -> str:
+    """Tells the state by what is refused; changes nothing."""
+    from iproto.errors import LockedError, OutOfRangeError, ReadOnlyError  # noqa: PLC0415
+    from iproto.wire import SLOT_COUNT  # noqa: PLC0415
+
+    try:
+        client.replace(SLOT_COUNT, "")
+    except LockedError:
+        return "maintenance"
+    except ReadOnlyError:
+        return "readonly"
+    except OutOfRangeError:
+        return "readwrite"
+    raise ProtocolError(f"the server accepted a write to slot {SLOT_COUNT}, which cannot exist")
+
+
+def _ping(options: argparse.Namespace) -> int:
+    import time  # noqa: PLC0415
+
+    with _client(options) as client:
+        client.ping()  # connects
+        begun = time.perf_counter()
+        client.ping()
+        milliseconds = (time.perf_counter() - begun) * 1000
+    if options.json:
+        _print_json({"milliseconds": round(milliseconds, 3)})
+    else:
+        print(f"answered in {milliseconds:.3f} ms")
+    return EXIT_OK
+
+
+def _call(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        _print_json(client.call(options.func_id, *options.arguments))
+    return EXIT_OK
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    """What MsgPack has and JSON has not: bytes as hex, points in time as ISO 8601."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    isoformat = getattr(value, "isoformat", None)
+    return isoformat() if isoformat is not None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
