@@ -21,7 +21,7 @@ test: $(BUILT) ## Build, and run all tests
 lint: $(BUILT) ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint src/_fastframe.pyx
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/_fastframe.pyx
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest iproto._fastframe --mypy-config-file pyproject.toml
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: cdivision=True, freethreading_compatible=False, embedsignature=False
+# cython: cdivision=True, freethreading_compatible=False, auto_pickle=False
 """Frames, slots and replies: everything of iproto that must be C.
 
 The way of the data, on the server: ``ServerFrames.feed`` takes a received
@@ -17,6 +17,7 @@ one busy Python thread divides it by 300: each re-acquire can wait a switch
 interval of 5 ms.)
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport (
     PyBUF_SIMPLE,
@@ -405,6 +406,7 @@ cdef size_t store_size(uint32_t workers) noexcept nogil:
     return sizeof(store_t) + workers * sizeof(worker_t) + SLOTS * sizeof(slot_t)
 
 
+@cython.final
 cdef class Storage:
     """1000 slots and a state, over a buffer, behind a read-write lock.
 
@@ -585,8 +587,12 @@ cdef class Storage:
             "bytes_in": self._sum(&self.areas.bytes_in, 1)[0],
             "bytes_out": self._sum(&self.areas.bytes_out, 1)[0],
             "closed": self._sum(&self.areas.closed[0], REASONS),
-            "requests": [self._sum(&self.areas.requests[row][0], CODES) for row in range(FUNCTIONS)],
-            "buckets": [self._sum(&self.areas.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)],
+            "requests": [
+                self._sum(&self.areas.requests[row][0], CODES) for row in range(FUNCTIONS)
+            ],
+            "buckets": [
+                self._sum(&self.areas.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)
+            ],
             "nanoseconds": self._sum(&self.areas.nanoseconds[0], FUNCTIONS),
         }
 
@@ -617,9 +623,9 @@ cdef class Storage:
         return index
 
     cdef bint lock_read(self) noexcept:
-        cdef int spin
+        cdef int _spin
         cdef bint taken
-        for spin in range(SPINS_WITH_GIL):
+        for _spin in range(SPINS_WITH_GIL):
             if try_read(self.store, self.me):
                 return True
             spin_hint()
@@ -631,9 +637,9 @@ cdef class Storage:
         sub_release(&self.me.readers, 1)
 
     cdef bint lock_write(self) noexcept:
-        cdef int spin
+        cdef int _spin
         cdef bint taken
-        for spin in range(SPINS_WITH_GIL):
+        for _spin in range(SPINS_WITH_GIL):
             if try_write(self.store, self.areas, self.mine):
                 return True
             spin_hint()
@@ -797,7 +803,7 @@ cdef bint decode_replace(const uint8_t* body, uint32_t size, int64_t* index,
     cdef Cursor c
     cdef const uint8_t* key
     cdef uint32_t key_length
-    cdef int i
+    cdef int _i
     cdef bint has_index = False, has_text = False
     c.at = body
     c.end = body + size
@@ -809,7 +815,7 @@ cdef bint decode_replace(const uint8_t* body, uint32_t size, int64_t* index,
     c.at = body
     if read_container(&c, 0x80, 0xDE) != 2:
         return False
-    for i in range(2):
+    for _i in range(2):
         if read_str(&c, &key, &key_length) != 0:
             return False
         if not has_index and is_key(key, key_length, b"ID"):
@@ -995,6 +1001,7 @@ cdef struct Request:
     uint32_t length
 
 
+@cython.final
 cdef class ServerFrames:
     """The frames of one connection, on the server's side.
 
@@ -1447,6 +1454,7 @@ cdef enum:
 cdef object UNANSWERED = object()
 
 
+@cython.final
 cdef class Pending:
     """What waits for one reply, or for those of ``count`` requests in a row."""
 
@@ -1461,6 +1469,7 @@ cdef class Pending:
     cdef object error
 
 
+@cython.final
 cdef class ClientFrames:
     """The frames of one connection, on the client's side.
 
@@ -1657,7 +1666,6 @@ cdef class ClientFrames:
             ``(waiter, may_have_executed)`` of each; False where the request
             (no request of the bulk) ever left through ``take``.
         """
-        cdef Pending entry
         failed = [
             ((<Pending>e).waiter, self._age((<Pending>e).first) >= self.issued - self.taken)
             for e in self._waiting()

@@ -56,7 +56,16 @@ _MODULE_OF = {
     "Storage": "_fastframe",
     "run": "server",
     **dict.fromkeys(
-        ("CloseReason", "Dialect", "FuncID", "Header", "Request", "Response", "ReturnCode", "State"),
+        (
+            "CloseReason",
+            "Dialect",
+            "FuncID",
+            "Header",
+            "Request",
+            "Response",
+            "ReturnCode",
+            "State",
+        ),
         "wire",
     ),
     **dict.fromkeys(
@@ -93,7 +102,7 @@ def __getattr__(name: str) -> Any:
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module 'iproto' has no attribute {name!r}")
-    import importlib  # noqa: PLC0415 - only when a name is used
+    import importlib  # only when a name is used
 
     value = getattr(importlib.import_module(f"iproto.{module}"), name)
     globals()[name] = value

@@ -5,6 +5,8 @@ from typing_extensions import Buffer
 from iproto.errors import IprotoError
 from iproto.wire import CloseReason, FuncID, ReturnCode, State
 
+__test__: dict[str, str]  # every Cython module has one
+
 ROWS: Final[tuple[FuncID, ...]]
 ROW_OF_UNKNOWN: Final[int]
 FIRST_USER_ROW: Final[int]
@@ -34,9 +36,9 @@ class _Counters(TypedDict):
 
 @final
 class Storage:
-    def __init__(
-        self, buffer: Buffer | None = None, *, workers: int = 1, worker: int = 0
-    ) -> None: ...
+    def __new__(
+        cls, buffer: Buffer | None = None, *, workers: int = 1, worker: int = 0
+    ) -> Storage: ...
     @staticmethod
     def size_for(workers: int = 1) -> int: ...
     def read(self, index: int) -> bytes: ...
@@ -50,15 +52,15 @@ class Storage:
 
 @final
 class ServerFrames:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         storage: Storage,
         *,
         mailru: bool,
         max_body: int,
         max_calls: int,
         functions: dict[int, int],
-    ) -> None: ...
+    ) -> ServerFrames: ...
     @property
     def storage(self) -> Storage: ...
     @property
@@ -85,7 +87,7 @@ class Pending: ...
 
 @final
 class ClientFrames:
-    def __init__(self, *, mailru: bool | None, max_body: int) -> None: ...
+    def __new__(cls, *, mailru: bool | None, max_body: int) -> ClientFrames: ...
     @property
     def broken(self) -> IprotoError | None: ...
     @property
@@ -96,9 +98,7 @@ class ClientFrames:
         self, func_id: int, body: bytes, outcome: int, waiter: object, deadline: float
     ) -> int: ...
     def read(self, index: int, outcome: int, waiter: object, deadline: float) -> int: ...
-    def replace(
-        self, index: int, content: str | bytes, waiter: object, deadline: float
-    ) -> int: ...
+    def replace(self, index: int, content: str | bytes, waiter: object, deadline: float) -> int: ...
     def read_many(
         self, indexes: list[int], outcome: int, waiter: object, deadline: float
     ) -> int: ...

@@ -161,10 +161,10 @@ class App:
     def _check_func_id(self, func_id: int, label: str) -> None:
         if not isinstance(func_id, int) or not 0 <= func_id < 2**32:
             raise ConfigError(f"func_id {func_id!r} of {label!r} must be an int, 0..0xffffffff")
-        if func_id in iter(FuncID):
+        if func_id in tuple(FuncID):
             raise ConfigError(
-                f"func_id {func_id:#010x} of {label!r} is the built-in {FuncID(func_id).name}, which "
-                "runs without Python and cannot be replaced; choose another, like 0x00030001"
+                f"func_id {func_id:#010x} of {label!r} is the built-in {FuncID(func_id).name}, "
+                "which runs without Python and cannot be replaced; choose another, like 0x00030001"
             )
         taken = self._functions.get(func_id)
         if taken is not None:
@@ -271,9 +271,7 @@ def _failure(function: Function, error: BaseException) -> tuple[int, bytes]:
     """Return code and body for what a function raised: the one place that maps them."""
     if isinstance(error, Error):
         return error.code, _pack(error.text)
-    logger.error(
-        "function %s (%#010x) failed", function.name, function.func_id, exc_info=error
-    )
+    logger.error("function %s (%#010x) failed", function.name, function.func_id, exc_info=error)
     return ReturnCode.INTERNAL, _pack(f"{function.name} failed; the server's log has the details")
 
 
@@ -323,5 +321,6 @@ def _annotations(call: Callable[..., Any], name: str) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target, include_extras=True)
     except NameError as error:
-        raise ConfigError(f"function {name!r} has an annotation that is not defined: {error}") from None
-
+        raise ConfigError(
+            f"function {name!r} has an annotation that is not defined: {error}"
+        ) from None

@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """One option for each field of Config."""
-    from iproto.config import Config  # noqa: PLC0415
+    from iproto.config import Config
 
     for field in dataclasses.fields(Config):
         default = _default(field)
@@ -219,7 +219,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) ->
     Raises:
         ConfigError: a value is wrong; the text names where it came from.
     """
-    from iproto.config import Config  # noqa: PLC0415
+    from iproto.config import Config
 
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
@@ -277,15 +277,15 @@ def _serve(options: argparse.Namespace) -> int:
     config = read_settings(vars(options), os.environ)
     _set_up_logging(config.log_level)
     app = _load_app(options.app) if options.app else None
-    from iproto.server import run  # noqa: PLC0415
+    from iproto.server import run
 
     return run(config, app)
 
 
 def _set_up_logging(level: str) -> None:
-    import logging  # noqa: PLC0415
+    import logging
 
-    from iproto.config import LOG_LEVELS, PANIC  # noqa: PLC0415
+    from iproto.config import LOG_LEVELS, PANIC
 
     logging.addLevelName(PANIC, "PANIC")
     logging.addLevelName(logging.CRITICAL, "FATAL")
@@ -295,9 +295,9 @@ def _set_up_logging(level: str) -> None:
 
 
 def _load_app(name: str) -> App:
-    import importlib  # noqa: PLC0415
+    import importlib
 
-    from iproto.app import App  # noqa: PLC0415
+    from iproto.app import App
 
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
@@ -329,7 +329,7 @@ def _place(error: Exception) -> str:
 
 
 def _client(options: argparse.Namespace) -> Client:
-    from iproto.blocking import Client  # noqa: PLC0415
+    from iproto.blocking import Client
 
     return Client(options.url)
 
@@ -372,8 +372,8 @@ def _state(options: argparse.Namespace) -> int:
 
 def _find_state(client: Client) -> str:
     """Tells the state by what is refused; changes nothing."""
-    from iproto.errors import LockedError, OutOfRangeError, ReadOnlyError  # noqa: PLC0415
-    from iproto.wire import SLOT_COUNT  # noqa: PLC0415
+    from iproto.errors import LockedError, OutOfRangeError, ReadOnlyError
+    from iproto.wire import SLOT_COUNT
 
     try:
         client.replace(SLOT_COUNT, "")
@@ -387,7 +387,7 @@ def _find_state(client: Client) -> str:
 
 
 def _ping(options: argparse.Namespace) -> int:
-    import time  # noqa: PLC0415
+    import time
 
     with _client(options) as client:
         client.ping()  # connects

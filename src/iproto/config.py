@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from iproto.errors import ConfigError
@@ -174,7 +173,9 @@ class Config:
             choices = field.metadata.get("choices")
             value = getattr(self, field.name)
             if choices and value not in choices:
-                raise ConfigError(f"{field.name} is {value!r}; it must be one of {_listed(choices)}")
+                raise ConfigError(
+                    f"{field.name} is {value!r}; it must be one of {', '.join(choices)}"
+                )
         self._check_range("idle_timeout", 0.001, 86_400, "seconds")
         self._check_range("drain_timeout", 0, 86_400, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
@@ -198,12 +199,7 @@ class Config:
     def _check_range(self, name: str, low: float, high: float, unit: str) -> None:
         value = getattr(self, name)
         whole = self.__dataclass_fields__[name].type == "int"
-        kinds: tuple[type, ...] = (int,) if whole else (int, float)
-        fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-        if not fits:
+        kinds = (int,) if whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
             number = "a whole number" if whole else "a number"
             raise ConfigError(f"{name} is {value!r}; it must be {number} of {unit}, {low}..{high}")
-
-
-def _listed(choices: Iterable[str]) -> str:
-    return ", ".join(choices)

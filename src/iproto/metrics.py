@@ -7,18 +7,15 @@ somebody scrapes, in a thread of its own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import platform
 import resource
 import socket
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Protocol
-from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
@@ -44,6 +41,7 @@ from iproto.errors import ConfigError
 from iproto.wire import CloseReason, FuncID, State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIEnvironment
 
 # Seconds between two looks at the loop's lateness.
@@ -188,9 +186,7 @@ class StorageCollector(Collector):
             states.add_metric([state.name], int(state is current))
         yield states
         build = InfoMetricFamily("iproto_build", "What is running")
-        build.add_metric(
-            [], {"version": iproto.__version__, "python": platform.python_version()}
-        )
+        build.add_metric([], {"version": iproto.__version__, "python": platform.python_version()})
         yield build
 
 
@@ -210,7 +206,9 @@ class _LoopCollector(Collector):
             "iproto_ready", "1 while connections are accepted", int(self._source.ready)
         )
         yield GaugeMetricFamily(
-            "iproto_asyncio_tasks", "asyncio tasks that are running", len(asyncio.all_tasks(self._loop))
+            "iproto_asyncio_tasks",
+            "asyncio tasks that are running",
+            len(asyncio.all_tasks(self._loop)),
         )
         yield from self._lag.histogram.collect()
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
@@ -325,9 +323,8 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
 
     @classmethod
     def on(cls, address: Address, app: Any) -> _HTTPServer:
-        if ":" in address.host:
-            cls = type("_HTTPServer6", (cls,), {"address_family": socket.AF_INET6})
-        server = cls((address.host, address.port), _RequestHandler)
+        kind = _HTTPServer6 if ":" in address.host else cls
+        server = kind((address.host, address.port), _RequestHandler)
         server.set_app(app)
         return server
 
@@ -335,12 +332,16 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
         # As in the base class, without its reverse look-up of the host's name.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[0], self.server_address[1]
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
+        self.server_address = (self.server_name, self.server_port)
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: a client of the endpoint that goes away is no news."""
+
+
+class _HTTPServer6(_HTTPServer):
+    address_family = socket.AF_INET6
 
 
 def _plain(start_response: StartResponse, status: HTTPStatus, text: str) -> Iterable[bytes]:

@@ -22,13 +22,13 @@ from iproto.config import Address, Config
 from iproto.errors import ConfigError
 from iproto.metrics import LoopLag, MetricsEndpoint
 from iproto.protocol import ServerProtocol
-from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from iproto.app import App, Calls, Function, Reply
+    from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
 
@@ -154,7 +154,7 @@ class Server:
         """Gives each of the users' functions its counter row, while there are rows."""
         if self._app is None:
             return
-        from iproto.app import CallBudget, Calls  # noqa: PLC0415 - msgspec is only for these
+        from iproto.app import CallBudget, Calls  # msgspec is only for these
 
         self._functions = self._app.functions
         last = ROW_COUNT - 1
@@ -165,7 +165,7 @@ class Server:
         self._make_calls = partial(Calls, self._functions, CallBudget(self.config.max_calls))
 
     def _row_names(self) -> dict[int, str]:
-        """Counter row → what metrics call it; the last row takes all that have none of their own."""
+        """Counter row → what metrics call it; the last row takes all that got none."""
         names: dict[int, str] = {}
         for func_id, row in self._rows.items():
             names[row] = "other" if row in names else self._functions[func_id].name
@@ -329,8 +329,11 @@ async def _serve_until_signal(server: Server) -> int:
         loop.add_signal_handler(number, on_signal, int(number))
     await server.start()
     name = signal.Signals(await first).name
-    logger.info("%s: draining, at most %g s; a second signal ends at once",
-                name, server.config.drain_timeout)
+    logger.info(
+        "%s: draining, at most %g s; a second signal ends at once",
+        name,
+        server.config.drain_timeout,
+    )
     drain = asyncio.ensure_future(server.drain())
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
     if drain.done():
@@ -343,7 +346,7 @@ async def _serve_until_signal(server: Server) -> int:
 def _new_loop(name: str) -> asyncio.AbstractEventLoop:
     if name in ("auto", "uvloop"):
         try:
-            import uvloop  # noqa: PLC0415 - optional, and slow to import
+            import uvloop  # optional, and slow to import
 
             return uvloop.new_event_loop()
         except ImportError:
