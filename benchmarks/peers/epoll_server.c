@@ -91,6 +91,13 @@ static inline void store_u32(uint8_t *p, uint32_t value)
     memcpy(p, &value, 4);
 }
 
+/* memcpy, called for what it is: where gcc can see that a length is at most 256 it copies with
+ * `rep movsq` in place, whose start alone costs more than such a copy (writes took almost twice the time). */
+static __attribute__((noipa)) void copy(uint8_t *to, const uint8_t *from, size_t size)
+{
+    memcpy(to, from, size);
+}
+
 static uint64_t load_big_endian(const uint8_t *p, size_t size)
 {
     uint64_t value = 0;
@@ -167,7 +174,7 @@ static inline size_t write_string(uint8_t *out, const uint8_t *bytes, uint32_t l
         out[2] = (uint8_t)length;
         head = 3;
     }
-    memcpy(out + head, bytes, length);
+    copy(out + head, bytes, length);
     return head + length;
 }
 
@@ -220,7 +227,7 @@ static size_t reply_replace(uint8_t *out, const uint8_t *request, const uint8_t 
         return reply_error(out, request, LOCKED, "storage is in MAINTENANCE");
     if (state == SWITCH_READONLY)
         return reply_error(out, request, READ_ONLY, "storage is READ_ONLY");
-    memcpy(slots[index].bytes, bytes, length);
+    copy(slots[index].bytes, bytes, length);
     slots[index].size = (uint16_t)length;
     return reply_nil(out, request);
 }

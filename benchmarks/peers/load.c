@@ -1,6 +1,6 @@
 /*
- * A load generator for iproto, Redis and memcached: one thread, one epoll, the same work in every
- * protocol, so that what differs between two results is the server.
+ * A load generator for iproto, Redis, memcached and Tarantool: one thread, one epoll, the same
+ * work in every protocol, so that what differs between two results is the server.
  *
  * What is sent is laid out before the start: a tape of request frames that visits each of the 1000
  * slots equally often, in a shuffled order, and beside each frame the bytes of the reply it must
@@ -55,11 +55,22 @@ enum {
     HEADER = 12,                /* func_id, body_length, request_id */
 };
 
-enum protocol { IPROTO, REDIS, MEMCACHED };
+/* Tarantool's frames have fixed heads too, so they can be laid out in advance like the others:
+ *   request  ce SIZE | 82 00 TYPE 01 ce SYNC | body
+ *   reply    ce SIZE | 83 00 ce CODE 01 cf SYNC 05 ce SCHEMA_VERSION | body     (all big-endian) */
+enum {
+    TARANTOOL_SELECT = 1,
+    TARANTOOL_REPLACE = 3,
+    TARANTOOL_REQUEST = 14,     /* bytes before the body */
+    TARANTOOL_REPLY = 28,
+    TARANTOOL_GREETING = 128,   /* comes first on a connection */
+};
+
+enum protocol { IPROTO, REDIS, MEMCACHED, TARANTOOL };
 enum dialect { VK, MAILRU };    /* mailru counts the return code into a reply's body_length */
 enum mix { READ, WRITE, MIXED };
 
-static const char *const PROTOCOLS[] = {"iproto", "redis", "memcached", NULL};
+static const char *const PROTOCOLS[] = {"iproto", "redis", "memcached", "tarantool", NULL};
 static const char *const DIALECTS[] = {"vk", "mailru", NULL};
 static const char *const MIXES[] = {"read", "write", "mixed", NULL};
 
@@ -85,7 +96,7 @@ static struct {
 };
 
 struct expected {
-    const uint8_t *bytes;       /* the whole reply; the request id in it is 0 */
+    const uint8_t *bytes;       /* the whole reply; what is known only then (the id) is 0 in it */
     size_t size;
 };
 
@@ -107,6 +118,7 @@ struct connection {
      * window [oldest, next) holds those that may still be answered; oldest is always in flight
      * unless the window is empty. sent_at is 0 for one that has been answered. */
     uint64_t oldest, next;
+    uint64_t passed;            /* one past the highest number whose reply came before an older one's */
     uint64_t *sent_at;          /* a ring of window_size */
     size_t answer_at, send_at;  /* places on the tape of `oldest` and of `next` */
     size_t first_at;            /* place on the tape of request 0 */
@@ -132,7 +144,7 @@ static bool sending;
 
 static struct {
     uint64_t replies;           /* good ones between `warm` and `end` */
-    uint64_t good, lost, doubled, wrong, out_of_order, errors, connection_errors, unsent;
+    uint64_t lost, doubled, wrong, out_of_order, errors, connection_errors, unsent;
     char first_problem[256];
 } result;
 
@@ -181,6 +193,14 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+static double cpu_seconds(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
 static inline uint32_t load_u32(const uint8_t *p)
 {
     uint32_t value;
@@ -191,6 +211,19 @@ static inline uint32_t load_u32(const uint8_t *p)
 static inline void store_u32(uint8_t *p, uint32_t value)
 {
     value = htole32(value);
+    memcpy(p, &value, 4);
+}
+
+static inline uint32_t load_u32_big(const uint8_t *p)
+{
+    uint32_t value;
+    memcpy(&value, p, 4);
+    return be32toh(value);
+}
+
+static inline void store_u32_big(uint8_t *p, uint32_t value)
+{
+    value = htobe32(value);
     memcpy(p, &value, 4);
 }
 
@@ -249,6 +282,41 @@ static size_t put_string(uint8_t *out, const uint8_t *value, size_t size)
     return head + size;
 }
 
+/* The space `slots`, of tuples [slot, value], has the id 512: tarantool.lua makes it so. */
+static size_t put_tarantool_request(uint8_t *out, unsigned slot, const uint8_t *value, bool write)
+{
+    static const uint8_t SELECT[] = {0x86, 0x10, 0xcd, 0x02, 0x00, 0x11, 0, 0x12, 1, 0x13, 0, 0x14, 0, 0x20, 0x91};
+    static const uint8_t REPLACE[] = {0x82, 0x10, 0xcd, 0x02, 0x00, 0x21, 0x92};
+    size_t size = TARANTOOL_REQUEST;
+    memcpy(out + size, write ? REPLACE : SELECT, write ? sizeof REPLACE : sizeof SELECT);
+    size += write ? sizeof REPLACE : sizeof SELECT;
+    size += put_index(out + size, slot);
+    if (write)
+        size += put_string(out + size, value, options.value_size);
+    out[0] = 0xce;
+    store_u32_big(out + 1, (uint32_t)size - 5);
+    memcpy(out + 5, (uint8_t[]){0x82, 0x00, write ? TARANTOOL_REPLACE : TARANTOOL_SELECT, 0x01, 0xce}, 5);
+    store_u32_big(out + 10, 0);
+    return size;
+}
+
+/* Both return the tuple. */
+static size_t put_tarantool_expected(uint8_t *out, unsigned slot, const uint8_t *value)
+{
+    size_t size = TARANTOOL_REPLY;
+    memcpy(out + size, (uint8_t[]){0x81, 0x30, 0xdd, 0, 0, 0, 1, 0x92}, 8);
+    size += 8;
+    size += put_index(out + size, slot);
+    size += put_string(out + size, value, options.value_size);
+    memset(out, 0, TARANTOOL_REPLY);
+    out[0] = 0xce;
+    store_u32_big(out + 1, (uint32_t)size - 5);
+    memcpy(out + 5, (uint8_t[]){0x83, 0x00, 0xce}, 3);
+    memcpy(out + 12, (uint8_t[]){0x01, 0xcf}, 2);
+    memcpy(out + 22, (uint8_t[]){0x05, 0xce}, 2);
+    return size;
+}
+
 static size_t put_request(uint8_t *out, unsigned slot, bool write)
 {
     uint8_t value[MAX_VALUE];
@@ -273,6 +341,8 @@ static size_t put_request(uint8_t *out, unsigned slot, bool write)
         else
             return (size_t)sprintf((char *)out, "get key:%03u\r\n", slot);
         break;
+    case TARANTOOL:
+        return put_tarantool_request(out, slot, value, write);
     default:
         abort();
     }
@@ -307,6 +377,8 @@ static size_t put_expected(uint8_t *out, unsigned slot, bool write)
             return (size_t)sprintf((char *)out, "STORED\r\n");
         size = sprintf((char *)out, "VALUE key:%03u 0 %u\r\n", slot, options.value_size);
         break;
+    case TARANTOOL:
+        return put_tarantool_expected(out, slot, value);
     default:
         abort();
     }
@@ -399,7 +471,6 @@ static void flush_run(void)
 /* The request `number` has been answered well. */
 static inline void answered(uint64_t sent_at, uint64_t now)
 {
-    result.good++;
     if (now >= warm && now < end)
         result.replies++;
     /* The open loop measures what was due in time, however late its reply comes. */
@@ -432,6 +503,8 @@ static uint64_t take(struct connection *c, uint64_t number)
 {
     if (number == c->oldest)
         return take_oldest(c);
+    if (number >= c->passed)
+        c->passed = number + 1;
     uint64_t sent_at = c->sent_at[number & (window_size - 1)];
     c->sent_at[number & (window_size - 1)] = 0;
     c->in_flight--;
@@ -462,6 +535,48 @@ static const char *printable(const uint8_t *text, size_t size)
     return out;
 }
 
+/* Whether a reply with this id answers a request in flight, and which; says so if it does not. */
+static bool find_request(struct connection *c, uint32_t id, uint64_t *number)
+{
+    int64_t ahead = (int32_t)(id - (uint32_t)c->oldest);
+    *number = c->oldest + (uint64_t)ahead;
+    bool sent = ahead < 0 ? -ahead <= (int64_t)window_size && (int64_t)*number >= 0 : *number < c->next;
+    if (!sent) {
+        result.wrong++;
+        note_problem("connection %u: a reply to request_id %u, which was not sent", c->number, id);
+        return false;
+    }
+    if (ahead < 0 || c->sent_at[*number & (window_size - 1)] == 0) {
+        result.doubled++;
+        note_problem("connection %u, request_id %u: answered before", c->number, id);
+        return false;
+    }
+    return true;
+}
+
+/* A good reply that was not the next one expected. */
+static void answered_out_of_turn(struct connection *c, uint64_t number, uint64_t now)
+{
+    bool overtaken = number < c->passed;
+    uint64_t sent_at = take(c, number);
+    /* Only iproto's built-in functions promise to keep the order. */
+    if (overtaken && options.protocol == IPROTO && !options.own_function) {
+        result.out_of_order++;
+        note_problem("connection %u, request_id %u: replied to after a later one", c->number, (uint32_t)number);
+    } else {
+        answered(sent_at, now);
+    }
+}
+
+/* The stream can't be followed any further. */
+static size_t lose_track(struct connection *c, const uint8_t *p, size_t size)
+{
+    note_problem("connection %u: can't make out %s", c->number, printable(p, size));
+    result.wrong++;
+    break_connection(c, "the stream is broken");
+    return 0;
+}
+
 /* A reply that is not, byte for byte, the next one expected: says what is the matter with it.
  * Returns its size, or 0 when it has not come in whole or the stream is broken. */
 static size_t examine_iproto(struct connection *c, const uint8_t *p, size_t size, uint64_t now)
@@ -470,52 +585,33 @@ static size_t examine_iproto(struct connection *c, const uint8_t *p, size_t size
         return 0;
     uint32_t func_id = load_u32(p), body_length = load_u32(p + 4), id = load_u32(p + 8);
     bool bare = options.own_function && func_id == FUNC_PING;
-    if (body_length > MAX_REPLY - HEADER - 4 || (options.dialect == MAILRU && !bare && body_length < 4)) {
-        result.wrong++;
-        note_problem("connection %u, request_id %u: body_length %u", c->number, id, body_length);
-        break_connection(c, "the stream is broken");
-        return 0;
-    }
+    if (body_length > MAX_REPLY - HEADER - 4 || (options.dialect == MAILRU && !bare && body_length < 4))
+        return lose_track(c, p, HEADER);
     size_t whole = HEADER + (size_t)body_length + (bare || options.dialect == MAILRU ? 0 : 4);
     if (size < whole)
         return 0;
-
-    int32_t ahead = (int32_t)(id - (uint32_t)c->oldest);
-    uint64_t number = c->oldest + (uint64_t)(int64_t)ahead;
-    if (ahead < 0 && (uint64_t)-(int64_t)ahead <= window_size && (int64_t)number >= 0) {
-        result.doubled++;
-        note_problem("connection %u, request_id %u: answered before", c->number, id);
+    uint64_t number;
+    if (!find_request(c, id, &number))
         return whole;
-    }
-    if (ahead < 0 || number >= c->next) {
-        result.wrong++;
-        note_problem("connection %u: a reply to request_id %u, which was not sent", c->number, id);
-        return whole;
-    }
-    if (c->sent_at[number & (window_size - 1)] == 0) {
-        result.doubled++;
-        note_problem("connection %u, request_id %u: answered before", c->number, id);
-        return whole;
-    }
 
     const struct expected *want = &tape.expected[(c->first_at + number) % tape.period];
     uint32_t wanted_func = options.own_function ? options.func_id : load_u32(want->bytes);
-    uint64_t sent_at = take(c, number);
     if (func_id != wanted_func) {
+        take(c, number);
         result.wrong++;
         note_problem("connection %u, request_id %u: func_id 0x%08x for 0x%08x", c->number, id, func_id, wanted_func);
     } else if (!bare && load_u32(p + HEADER) != 0) {
+        take(c, number);
         result.errors++;
         note_problem("connection %u, request_id %u: return code 0x%04x %s", c->number, id, load_u32(p + HEADER),
                      printable(p + HEADER + 4, whole - HEADER - 4));
-    } else if (options.own_function) {
-        answered(sent_at, now);
-    } else if (whole != want->size || memcmp(p + HEADER, want->bytes + HEADER, whole - HEADER) != 0) {
+    } else if (!options.own_function &&
+               (whole != want->size || memcmp(p + HEADER, want->bytes + HEADER, whole - HEADER) != 0)) {
+        take(c, number);
         result.wrong++;
         note_problem("connection %u, request_id %u: another body of %u bytes", c->number, id, body_length);
     } else {
-        result.out_of_order++; /* replies of the built-in functions keep the order */
-        note_problem("connection %u, request_id %u: its reply overtook another", c->number, id);
+        answered_out_of_turn(c, number, now);
     }
     return whole;
 }
@@ -524,7 +620,7 @@ static size_t consume_iproto(struct connection *c, const uint8_t *p, size_t size
 {
     size_t used = 0;
     while (used < size) {
-        if (!options.own_function && c->oldest != c->next) {
+        if (!options.own_function && c->oldest != c->next && c->oldest >= c->passed) {
             const struct expected *want = &tape.expected[c->answer_at];
             const uint8_t *reply = p + used;
             if (size - used >= want->size && memcmp(reply, want->bytes, 8) == 0 &&
@@ -536,6 +632,64 @@ static size_t consume_iproto(struct connection *c, const uint8_t *p, size_t size
             }
         }
         size_t whole = examine_iproto(c, p + used, size - used, now);
+        if (whole == 0)
+            break;
+        used += whole;
+    }
+    return used;
+}
+
+static bool tarantool_matches(const uint8_t *reply, size_t size, const struct expected *want)
+{
+    return size >= want->size && memcmp(reply, want->bytes, 14) == 0 && load_u32_big(reply + 14) == 0 &&
+           memcmp(reply + 22, want->bytes + 22, 2) == 0 &&
+           memcmp(reply + TARANTOOL_REPLY, want->bytes + TARANTOOL_REPLY, want->size - TARANTOOL_REPLY) == 0;
+}
+
+/* As examine_iproto. */
+static size_t examine_tarantool(struct connection *c, const uint8_t *p, size_t size, uint64_t now)
+{
+    if (size < TARANTOOL_REPLY)
+        return 0;
+    uint32_t length = load_u32_big(p + 1), id = load_u32_big(p + 18);
+    if (p[0] != 0xce || memcmp(p + 5, "\x83\x00\xce", 3) != 0 || memcmp(p + 12, "\x01\xcf\x00\x00\x00\x00", 6) != 0 ||
+        length < TARANTOOL_REPLY - 5 || length > MAX_REPLY - 5)
+        return lose_track(c, p, TARANTOOL_REPLY);
+    size_t whole = 5 + (size_t)length;
+    if (size < whole)
+        return 0;
+    uint64_t number;
+    if (!find_request(c, id, &number))
+        return whole;
+
+    const struct expected *want = &tape.expected[(c->first_at + number) % tape.period];
+    if (whole == want->size && tarantool_matches(p, whole, want)) {
+        answered_out_of_turn(c, number, now);
+        return whole;
+    }
+    take(c, number);
+    if (load_u32_big(p + 8) != 0)
+        result.errors++;
+    else
+        result.wrong++;
+    note_problem("connection %u, sync %u: code 0x%x %s", c->number, id, load_u32_big(p + 8),
+                 printable(p + TARANTOOL_REPLY, whole - TARANTOOL_REPLY));
+    return whole;
+}
+
+static size_t consume_tarantool(struct connection *c, const uint8_t *p, size_t size, uint64_t now)
+{
+    size_t used = 0;
+    while (used < size) {
+        if (c->oldest != c->next) {
+            const struct expected *want = &tape.expected[c->answer_at];
+            if (tarantool_matches(p + used, size - used, want) && load_u32_big(p + used + 18) == (uint32_t)c->oldest) {
+                used += want->size;
+                answered(take_oldest(c), now);
+                continue;
+            }
+        }
+        size_t whole = examine_tarantool(c, p + used, size - used, now);
         if (whole == 0)
             break;
         used += whole;
@@ -572,11 +726,8 @@ static size_t examine_text(struct connection *c, const uint8_t *p, size_t size)
         length = strtoul(last_space, &after, 10);
         whole = line + length + strlen("\r\nEND\r\n");
     }
-    if (line == 0 || whole > MAX_REPLY || (after && *after != '\r')) {
-        result.wrong++;
-        break_connection(c, "the stream is broken");
-        return 0;
-    }
+    if (line == 0 || whole > MAX_REPLY || (after && *after != '\r'))
+        return lose_track(c, p, size);
     if (size < whole)
         return 0;
 
@@ -683,6 +834,8 @@ static void refill(struct connection *c, uint64_t now)
             c->sent_at[number & (window_size - 1)] = time_of(c, number, now);
             if (options.protocol == IPROTO)
                 store_u32(out + (offset[i] - offset[0]) + 8, (uint32_t)number);
+            else if (options.protocol == TARANTOOL)
+                store_u32_big(out + (offset[i] - offset[0]) + 10, (uint32_t)number);
         }
         size += offset[stretch] - offset[0];
         c->next += stretch;
@@ -725,8 +878,9 @@ static void on_readable(struct connection *c)
     }
     uint64_t now = now_ns(); /* of the replies, and of the requests they make room for */
     size_t size = c->carry_size + (size_t)got;
-    size_t used = options.protocol == IPROTO ? consume_iproto(c, receive_buffer, size, now)
-                                             : consume_text(c, receive_buffer, size, now);
+    size_t used = options.protocol == IPROTO      ? consume_iproto(c, receive_buffer, size, now)
+                  : options.protocol == TARANTOOL ? consume_tarantool(c, receive_buffer, size, now)
+                                                  : consume_text(c, receive_buffer, size, now);
     if (c->fd < 0)
         return;
     c->carry_size = size - used;
@@ -783,6 +937,9 @@ static int open_socket(void)
             die(1, "can't connect to %s: %s", options.unix_path, strerror(error));
         die(1, "can't connect to %s:%s: %s", options.host, options.port, strerror(error));
     }
+    uint8_t greeting[TARANTOOL_GREETING];
+    if (options.protocol == TARANTOOL && recv(fd, greeting, sizeof greeting, MSG_WAITALL) != sizeof greeting)
+        die(1, "no greeting from Tarantool");
     return fd;
 }
 
@@ -810,6 +967,8 @@ static void prefill(void)
             ssize_t got = recv(fd, reply, want->size, MSG_WAITALL);
             if (got < 0)
                 die(1, "prefill: %s", errno == EAGAIN ? "no reply in time" : strerror(errno));
+            if (options.protocol == TARANTOOL && got >= TARANTOOL_REPLY)
+                memset(reply + 24, 0, 4); /* the schema's version: any */
             if ((size_t)got != want->size || memcmp(reply, want->bytes, want->size) != 0) {
                 if (options.protocol == IPROTO && got >= HEADER + 4)
                     die(1, "prefill: slot %u: func_id 0x%08x, body_length %u, return code 0x%04x", j,
@@ -933,7 +1092,7 @@ static void run_load(void)
     free(connections);
 }
 
-static bool report(double cpu)
+static bool report(double seconds, double cpu)
 {
     static const struct {
         const char *name;
@@ -966,13 +1125,15 @@ static bool report(double cpu)
             printf("\"mix\": \"%s\", \"value_size\": %u, ", MIXES[options.mix], options.value_size);
         if (options.rate > 0)
             printf("\"rate\": %.3f, ", options.rate);
-        printf("\"duration\": %.3f, \"replies\": %llu, \"requests_per_second\": %.1f, \"load_cpu\": %.3f, ",
-               options.duration, (unsigned long long)result.replies, per_second, cpu);
+        printf("\"duration\": %.3f, \"replies\": %llu, \"requests_per_second\": %.1f, \"seconds\": %.3f, "
+               "\"load_cpu\": %.3f, ",
+               options.duration, (unsigned long long)result.replies, per_second, seconds, cpu);
         for (unsigned i = 0; i < PROBLEM_COUNT; i++)
             printf("\"%s\": %llu, ", PROBLEMS[i].name, (unsigned long long)PROBLEMS[i].count);
         printf("\"latency_us\": {");
         for (unsigned i = 0; i < LEVEL_COUNT; i++)
-            printf("%s\"%s\": %.1f", i ? ", " : "", LEVELS[i].name, histogram_percentile_us(&latency, LEVELS[i].percent));
+            printf("%s\"%s\": %.1f", i ? ", " : "", LEVELS[i].name,
+                   histogram_percentile_us(&latency, LEVELS[i].percent));
         printf("}}\n");
     } else {
         char what[64];
@@ -1000,7 +1161,7 @@ static bool report(double cpu)
 /* ---- the command line ---------------------------------------------------------------------- */
 
 static const char USAGE[] =
-    "usage: load --protocol iproto|redis|memcached (--port PORT [--host HOST] | --unix PATH)\n"
+    "usage: load --protocol iproto|redis|memcached|tarantool (--port PORT [--host HOST] | --unix PATH)\n"
     "  --connections N     connections (50)\n"
     "  --depth N           requests in flight on each connection (1)\n"
     "  --mix read|write|mixed   mixed: 80 % reads (read)\n"
@@ -1018,8 +1179,12 @@ static int choose(const char *option, const char *text, const char *const *names
     for (int i = 0; names[i]; i++)
         if (strcmp(text, names[i]) == 0)
             return i;
-    die(2, "--%s %s: not one of %s, %s%s%s", option, text, names[0], names[1], names[2] ? ", " : "",
-        names[2] ? names[2] : "");
+    char all[64] = "";
+    for (int i = 0; names[i]; i++) {
+        strcat(all, i ? ", " : "");
+        strcat(all, names[i]);
+    }
+    die(2, "--%s %s: not one of %s", option, text, all);
 }
 
 static double parse_number(const char *option, const char *text, double low, double high)
@@ -1159,18 +1324,14 @@ int main(int argc, char **argv)
     if (epoll_fd < 0)
         die(1, "epoll_create1: %s", strerror(errno));
 
+    uint64_t began = now_ns();
+    double cpu = cpu_seconds();
     if (!options.own_function)
         prefill();
     connect_all();
-
-    struct rusage before, after;
-    getrusage(RUSAGE_SELF, &before);
     run_load();
-    uint64_t took = now_ns() - started;
-    getrusage(RUSAGE_SELF, &after);
-    double cpu = (double)(after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) +
-                 (double)(after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e6;
-    bool clean = report(cpu / ((double)took / 1e9));
+    double seconds = (double)(now_ns() - began) / 1e9;
+    bool clean = report(seconds, (cpu_seconds() - cpu) / seconds);
 
     free_tape(&tape);
     free(receive_buffer);

@@ -290,15 +290,19 @@ def _unpack_all(body: bytes) -> list[Any]:
         raw=False, strict_map_key=False, timestamp=3, max_buffer_size=max(len(body), 1)
     )
     unpacker.feed(body)
+    objects = []
+    end = 0
     try:
-        objects = list(unpacker)
+        while end < len(body):
+            objects.append(unpacker.unpack())
+            end = unpacker.tell()
+    except msgpack.OutOfData:
+        raise IllegalParamsError(
+            f"body of {len(body)} bytes ends within an object that begins at byte {end}"
+        ) from None
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise IllegalParamsError(f"body of {len(body)} bytes is not MsgPack: {reason}") from None
-    if unpacker.tell() != len(body):
-        raise IllegalParamsError(
-            f"body of {len(body)} bytes ends within an object that begins at byte {unpacker.tell()}"
-        )
     return objects
 
 

@@ -1,0 +1,280 @@
+"""A server on a real socket, a client that knows only bytes, a server process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgpack
+import uvloop
+
+import iproto
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
+    from iproto.config import Address
+
+# Seconds after which a wait in a test counts as lost. Nothing waits so long.
+PATIENCE = 20.0
+
+
+class Reply(NamedTuple):
+    func_id: int
+    request_id: int
+    code: int | None
+    body: bytes
+
+    @property
+    def value(self) -> Any:
+        return msgpack.unpackb(self.body)
+
+
+def frame(func_id: int, body: bytes = b"", request_id: int = 1) -> bytes:
+    return struct.pack("<III", func_id, len(body), request_id) + body
+
+
+def read_frame(index: int, request_id: int = 1) -> bytes:
+    return frame(iproto.FuncID.STORAGE_READ, msgpack.packb(index), request_id)
+
+
+def replace_frame(index: int, text: str | bytes, request_id: int = 1) -> bytes:
+    content = text.encode() if isinstance(text, str) else text
+    body = msgpack.packb(index) + msgpack.packb(content, use_bin_type=False)
+    return frame(iproto.FuncID.STORAGE_REPLACE, body, request_id)
+
+
+class Peer:
+    """One connection to a server under test."""
+
+    def __init__(self, address: Address, *, dialect: str = "vk", receive_buffer: int = 0) -> None:
+        self.mailru = dialect == "mailru"
+        family = socket.AF_UNIX if address.path else socket.AF_INET
+        if ":" in address.host:
+            family = socket.AF_INET6
+        self.sock = socket.socket(family, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE)
+        if receive_buffer:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            self.sock.connect(address.path or (address.host, address.port))
+        except BaseException:
+            self.sock.close()
+            raise
+        self._buffer = b""
+        self._at = 0  # of the buffer, taken already
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.sock.close()
+
+    def send(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def ask(self, func_id: int, body: bytes = b"", request_id: int = 1) -> Reply:
+        self.send(frame(func_id, body, request_id))
+        return self.reply()
+
+    def reply(self) -> Reply:
+        func_id, length, request_id = struct.unpack("<III", self._exactly(12))
+        if length == 0 and func_id in (iproto.FuncID.PING, iproto.FuncID.SHUTDOWN):
+            return Reply(func_id, request_id, None, b"")
+        (code,) = struct.unpack("<I", self._exactly(4))
+        return Reply(func_id, request_id, code, self._exactly(length - 4 * self.mailru))
+
+    def replies(self, count: int) -> list[Reply]:
+        return [self.reply() for _ in range(count)]
+
+    def read(self, index: int) -> Any:
+        reply = self.ask(iproto.FuncID.STORAGE_READ, msgpack.packb(index))
+        assert reply.code == 0, reply
+        return reply.value
+
+    def rest(self) -> bytes:
+        """Everything up to the server's end of the stream."""
+        data = self._buffer[self._at :]
+        self._buffer, self._at = b"", 0
+        while chunk := self.sock.recv(1 << 16):
+            data += chunk
+        return data
+
+    def finish_sending(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Closes with a reset, as a crashed peer's system does."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def _exactly(self, size: int) -> bytes:
+        while len(self._buffer) - self._at < size:
+            chunk = self.sock.recv(1 << 18)
+            if not chunk:
+                held = len(self._buffer) - self._at
+                raise EOFError(f"server closed; {held} of {size} bytes came")
+            self._buffer = self._buffer[self._at :] + chunk
+            self._at = 0
+        self._at += size
+        return self._buffer[self._at - size : self._at]
+
+
+class Served:
+    """A server that runs in a thread of its own."""
+
+    def __init__(self, server: iproto.Server, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.loop = loop
+
+    @property
+    def address(self) -> Address:
+        return self.server.addresses[0]
+
+    @property
+    def url(self) -> str:
+        dialect = self.server.config.dialect
+        if self.address.path:
+            return f"iproto+unix://{self.address.path}?dialect={dialect}"
+        return f"iproto://{self.address}?dialect={dialect}"
+
+    def peer(self, **options: Any) -> Peer:
+        return Peer(self.address, dialect=str(self.server.config.dialect), **options)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Runs something in the server's loop and waits for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(PATIENCE)
+
+    def closed(self) -> dict[str, int]:
+        """How many connections ended, by reason; only reasons that occurred."""
+        counts = self.server.storage.counters()["closed"]
+        return {reason.name: counts[reason] for reason in iproto.CloseReason if counts[reason]}
+
+    def wait_closed(self, count: int = 1) -> dict[str, int]:
+        """Waits until so many connections have ended."""
+
+        async def ended() -> None:
+            while sum(self.server.storage.counters()["closed"]) < count:
+                await asyncio.sleep(0.001)
+
+        self.run(asyncio.wait_for(ended(), PATIENCE))
+        return self.closed()
+
+
+@contextlib.contextmanager
+def serving(
+    app: iproto.App | None = None,
+    storage: iproto.Storage | None = None,
+    *,
+    loop: str = "uvloop",
+    **settings: Any,
+) -> Iterator[Served]:
+    """Serves on port 0 while the block runs, then drains."""
+    settings.setdefault("bind", "127.0.0.1:0")
+    make_loop = uvloop.new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    started: queue.Queue[Served | BaseException] = queue.Queue()
+    stop: Callable[[], object] = lambda: None  # noqa: E731
+
+    async def main() -> None:
+        nonlocal stop
+        running = asyncio.get_running_loop()
+        server = iproto.Server(iproto.Config(**settings), app, storage)
+        stopping = asyncio.Event()
+        stop = lambda: running.call_soon_threadsafe(stopping.set)  # noqa: E731
+        try:
+            async with server:
+                started.put(Served(server, running))
+                await stopping.wait()
+        except BaseException as error:
+            started.put(error)
+
+    def run() -> None:
+        own = make_loop()
+        try:
+            own.run_until_complete(main())
+        finally:
+            own.close()
+
+    thread = threading.Thread(target=run, name="server under test", daemon=True)
+    thread.start()
+    served = started.get(timeout=PATIENCE)
+    if isinstance(served, BaseException):
+        raise served
+    try:
+        yield served
+    finally:
+        stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+class ServerProcess:
+    """``iproto serve`` as a user runs it."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self.addresses: list[str] = []
+        self.metrics = ""
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Reads the log until a line matches."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            match = re.search(pattern, line)
+            if match:
+                return match
+        raise AssertionError(f"no line matched {pattern!r}:\n{''.join(self.log)}")
+
+    def peer(self, number: int = 0) -> Peer:
+        from iproto.config import parse_address
+
+        return Peer(parse_address(self.addresses[number]))
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the exit; the code, and the whole log."""
+        _, rest = self.process.communicate(timeout=PATIENCE)
+        self.log.append(rest)
+        return self.process.returncode, "".join(self.log)
+
+
+@contextlib.contextmanager
+def serve_process(
+    *arguments: str, env: dict[str, str] | None = None, cwd: str | os.PathLike[str] | None = None
+) -> Iterator[ServerProcess]:
+    """Runs ``iproto serve`` on port 0 (unless told otherwise); kills it at the end."""
+    if "--bind" not in arguments:
+        arguments = (*arguments, "--bind", "127.0.0.1:0")
+    if "--metrics-bind" not in arguments:
+        arguments = (*arguments, "--metrics-bind", "127.0.0.1:0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iproto.cli", "serve", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+    )
+    watchdog = threading.Timer(3 * PATIENCE, process.kill)
+    watchdog.start()
+    try:
+        running = ServerProcess(process)
+        match = running.wait_for(r"serving (.*) \(dialect.*\)(?:, metrics on (\S+)/metrics)?")
+        running.addresses = match[1].split(", ")
+        running.metrics = match[2] or ""
+        yield running
+    finally:
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()

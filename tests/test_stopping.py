@@ -1,0 +1,291 @@
+"""How a server starts and stops, as a process with signals: each sentence of the story."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from harness import PATIENCE, Peer, frame, read_frame, replace_frame, serve_process, serving
+
+import iproto
+from iproto import ConfigError, FuncID
+from iproto.config import parse_address
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SLOW_APP = """
+import asyncio
+import iproto
+
+app = iproto.App()
+
+@app.function(0x30001)
+async def wait() -> str:
+    print("running", flush=True)
+    await asyncio.sleep(30)
+    return "done"
+
+gate = asyncio.Event()
+
+@app.function(0x30002)
+async def gated() -> str:
+    await gate.wait()
+    return "done"
+
+@app.function(0x30003)
+async def release_later() -> None:
+    asyncio.get_running_loop().call_later(0.2, gate.set)
+"""
+
+
+@pytest.fixture
+def slow_app(tmp_path: Path) -> Path:
+    (tmp_path / "slow.py").write_text(SLOW_APP)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_signal_drains_and_the_exit_code_is_0(number: signal.Signals, loop: str) -> None:
+    with serve_process("--loop", loop) as running, running.peer() as peer:
+        assert peer.read(0) == ""
+        running.process.send_signal(number)
+        assert peer.rest() == b""
+        peer.sock.close()
+        code, log = running.end()
+        assert code == 0
+        assert f"{number.name}: draining" in log
+        assert "stopped" in log
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_every_request_received_before_the_signal_is_answered(loop: str) -> None:
+    """Pipelines lie in the sockets' buffers when the signal comes."""
+    count = 20_000
+    with serve_process("--loop", loop) as running:
+        peers = [running.peer() for _ in range(5)]
+        for peer in peers:
+            assert peer.read(0) == ""
+        running.process.send_signal(signal.SIGSTOP)  # what is sent now is not read yet
+        for peer in peers:
+            peer.send(b"".join(read_frame(0, request_id=i) for i in range(count)))
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGCONT)
+        for peer in peers:
+            assert [reply.request_id for reply in peer.replies(count)] == [*range(count)]
+            assert peer.rest() == b""
+            peer.sock.close()
+        assert running.end()[0] == 0
+
+
+def test_connections_that_wait_to_be_accepted_are_served_before_the_end() -> None:
+    with serve_process() as running:
+        running.process.send_signal(signal.SIGSTOP)
+        peers = [running.peer() for _ in range(20)]
+        for peer in peers:
+            peer.send(replace_frame(1, "x", request_id=5))
+        running.process.send_signal(signal.SIGTERM)
+        running.process.send_signal(signal.SIGCONT)
+        for peer in peers:
+            assert peer.reply() == (FuncID.STORAGE_REPLACE, 5, 0, b"\xc0")
+            assert peer.rest() == b""
+            peer.sock.close()
+        assert running.end()[0] == 0
+
+
+def test_an_acknowledged_write_under_load_is_never_followed_by_a_reset() -> None:
+    """Writers at full speed see replies, then an orderly end; never an error."""
+    with serve_process() as running:
+        failures: list[str] = []
+        ready = threading.Barrier(5)
+
+        def write() -> None:
+            sent = answered = 0
+            with running.peer() as peer:
+                ready.wait(PATIENCE)
+                try:
+                    while True:
+                        batch = [replace_frame(1, "x", request_id=sent + i) for i in range(50)]
+                        with contextlib.suppress(BrokenPipeError):
+                            peer.send(b"".join(batch))
+                        for i in range(50):
+                            reply = peer.reply()
+                            if (reply.request_id, reply.code) != (sent + i, 0):
+                                failures.append(f"sent {sent + i}, got {reply}")
+                            answered += 1
+                        sent += 50
+                except EOFError:
+                    return
+                except OSError as error:
+                    failures.append(f"{error!r} after {answered} replies")
+
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        ready.wait(PATIENCE)
+        with running.peer() as peer:
+            assert peer.ask(FuncID.PING).code is None
+        running.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert failures == []
+        assert running.end()[0] == 0
+
+
+def test_a_drain_waits_for_calls_that_run(slow_app: Path) -> None:
+    with serve_process("slow:app", cwd=slow_app) as running, running.peer() as peer:
+        peer.send(frame(0x30002, request_id=1) + frame(0x30003, request_id=2))
+        assert peer.reply().request_id == 2
+        running.process.send_signal(signal.SIGTERM)
+        assert peer.reply() == (0x30002, 1, 0, b"\xa4done")
+        assert peer.rest() == b""
+        peer.sock.close()
+        assert running.end()[0] == 0
+
+
+def test_a_drain_ends_at_its_time_limit_with_exit_code_1(slow_app: Path) -> None:
+    with (
+        serve_process("slow:app", "--drain-timeout", "0.2", cwd=slow_app) as running,
+        running.peer() as peer,
+    ):
+        peer.send(frame(0x30001) + frame(FuncID.PING, request_id=3))
+        assert peer.reply().request_id == 3
+        running.process.send_signal(signal.SIGTERM)
+        code, log = running.end()
+        assert code == 1
+        assert "aborting 1 connections that were not done in time" in log
+
+
+def test_a_second_signal_ends_at_once(slow_app: Path) -> None:
+    with serve_process("slow:app", cwd=slow_app) as running, running.peer() as peer:
+        peer.send(frame(0x30001) + frame(FuncID.PING, request_id=3))
+        assert peer.reply().request_id == 3
+        running.process.send_signal(signal.SIGTERM)
+        running.wait_for("draining 1 connections")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 128 + signal.SIGTERM
+
+
+def test_a_draining_server_accepts_nobody() -> None:
+    app = iproto.App()
+    gate = asyncio.Event()
+    app.function(0x30001, name="wait")(gate.wait)
+    with serving(app) as served, served.peer() as peer:
+        address = served.address
+        peer.send(frame(0x30001) + frame(FuncID.PING))
+        assert peer.reply().func_id == FuncID.PING
+        assert served.server.ready
+        draining = asyncio.run_coroutine_threadsafe(served.server.drain(), served.loop)
+
+        async def refused() -> None:
+            while served.server.addresses:
+                await asyncio.sleep(0.001)
+
+        served.run(refused())
+        assert not served.server.ready
+        with pytest.raises(ConnectionRefusedError):
+            Peer(address)
+        served.loop.call_soon_threadsafe(gate.set)
+        assert peer.reply().func_id == 0x30001
+        assert peer.rest() == b""
+        peer.sock.close()
+        assert draining.result(PATIENCE)
+        assert served.closed() == {"DRAIN": 1}
+
+
+def test_requests_sent_after_the_drain_began_are_not_executed() -> None:
+    app = iproto.App()
+    gate = asyncio.Event()
+    app.function(0x30001, name="wait")(gate.wait)
+    with serving(app) as served, served.peer() as peer:
+        peer.send(frame(0x30001) + frame(FuncID.PING))
+        assert peer.reply().func_id == FuncID.PING
+        draining = asyncio.run_coroutine_threadsafe(served.server.drain(), served.loop)
+
+        async def begun() -> None:
+            while served.server.addresses:
+                await asyncio.sleep(0.001)
+
+        served.run(begun())
+        peer.send(replace_frame(0, "too late"))
+        served.loop.call_soon_threadsafe(gate.set)
+        assert peer.reply().func_id == 0x30001
+        assert peer.rest() == b""
+        peer.sock.close()
+        assert draining.result(PATIENCE)
+        assert served.server.storage.read(0) == b""
+
+
+def test_an_address_in_use_is_one_line_and_exit_code_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for option in ("--bind", "--metrics-bind"):
+            ended = subprocess.run(
+                [
+                    *(sys.executable, "-m", "iproto.cli", "serve"),
+                    *("--bind", "127.0.0.1:0", "--metrics-bind", "off"),
+                    *(option, address),
+                ],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            assert ended.returncode == 2
+            assert ended.stderr.count("\n") == 1
+            assert ended.stderr.startswith(f"iproto: cannot listen on {address}")
+            assert "in use" in ended.stderr
+
+
+def test_a_failed_start_leaves_nothing_open(tmp_path: Path) -> None:
+    path = f"unix:{tmp_path}/s"
+
+    async def start_twice() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            server = iproto.Server(iproto.Config(bind=(path, f"127.0.0.1:{port}")))
+            with pytest.raises(ConfigError, match="in use"):
+                await server.start()
+        async with iproto.Server(iproto.Config(bind=path)) as server:
+            with pytest.raises(RuntimeError, match="started before"):
+                await server.start()
+
+    asyncio.run(start_twice())
+
+
+def test_the_socket_of_a_killed_server_is_replaced_and_a_living_one_is_not(
+    tmp_path: Path,
+) -> None:
+    path = f"unix:{tmp_path}/s"
+    with serve_process("--bind", path) as running:
+        running.process.kill()
+        running.process.wait()
+        assert (tmp_path / "s").exists()
+    with serve_process("--bind", path), Peer(parse_address(path)) as peer:
+        assert peer.read(0) == ""
+        with pytest.raises(ConfigError, match="in use"), serving(bind=path):
+            pass
+        assert peer.read(0) == ""
+
+
+def test_a_file_is_never_replaced_by_a_socket(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("data")
+    with pytest.raises(ConfigError, match="no socket"), serving(bind=f"unix:{precious}"):
+        pass
+    assert precious.read_text() == "data"
+
+
+def test_a_client_that_keeps_its_side_open_does_not_hold_up_the_end() -> None:
+    with serve_process() as running, running.peer() as peer:
+        assert peer.read(0) == ""
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 0
