@@ -93,6 +93,16 @@ class Peer:
         (code,) = struct.unpack("<I", self._exactly(4))
         return Reply(func_id, request_id, code, self._exactly(length - 4 * self.mailru))
 
+    def raw_replies(self, count: int) -> bytes:
+        """So many replies, as they came."""
+        replies = b""
+        for _ in range(count):
+            header = self._exactly(12)
+            func_id, length, _id = struct.unpack("<III", header)
+            bare = length == 0 and func_id in (iproto.FuncID.PING, iproto.FuncID.SHUTDOWN)
+            replies += header + self._exactly(0 if bare else length + 4 * (not self.mailru))
+        return replies
+
     def replies(self, count: int) -> list[Reply]:
         return [self.reply() for _ in range(count)]
 

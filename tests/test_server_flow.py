@@ -27,8 +27,8 @@ def send_until_it_blocks(peer: Peer, stream: bytes) -> int:
     try:
         while sent < len(stream):
             sent += peer.sock.send(stream[sent : sent + (1 << 16)])
-    except TimeoutError:
-        pass
+    except (TimeoutError, ConnectionError):
+        pass  # it blocks, or the server had enough of waiting
     finally:
         peer.sock.settimeout(PATIENCE)
     return sent

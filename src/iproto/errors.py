@@ -182,6 +182,9 @@ class DialectError(ProtocolError):
 class TextError(IprotoError, ValueError):
     """``str`` was asked for and the bytes are not UTF-8; use the bytes variant."""
 
+    item: int | None = None
+    """Position of the failed item in a ``*_many`` call, else None."""
+
 
 _BY_CODE: dict[int, type[_CodedError]] = {
     cls.CODE: cls

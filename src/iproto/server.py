@@ -21,7 +21,7 @@ from iproto._fastframe import FIRST_USER_ROW, ROW_COUNT, ServerFrames, Storage
 from iproto.config import Address, Config
 from iproto.errors import ConfigError
 from iproto.metrics import LoopLag, MetricsEndpoint
-from iproto.protocol import ServerProtocol
+from iproto.protocol import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
+
+# Connections accepted in one turn of the loop, before others get theirs.
+ACCEPTS_A_TURN = 64
+
+# Seconds without accepting when the system has no room for another connection
+# (too many open files, no memory): trying again at once would only burn CPU.
+ACCEPT_PAUSE = 0.5
 
 
 class Server:
@@ -62,8 +69,8 @@ class Server:
         self._functions: dict[int, Function] = {}
         self._rows: dict[int, int] = {}
         self._make_calls: Callable[[Reply], Calls] | None = None
-        self._listeners: list[tuple[socket.socket, asyncio.Server]] = []
-        self._connections: set[ServerProtocol] = set()
+        self._listeners: list[socket.socket] = []
+        self._connections: set[Connection] = set()
         self._all_closed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
@@ -76,7 +83,7 @@ class Server:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where the server listens, with the ports that the system chose for port 0."""
-        return tuple(_address_of(sock) for sock, _ in self._listeners)
+        return tuple(_address_of(listener) for listener in self._listeners)
 
     @property
     def metrics_address(self) -> Address | None:
@@ -120,18 +127,7 @@ class Server:
         self._load_functions()
         try:
             for address in self.config.addresses:
-                sock = _listening_socket(address)
-                listen = loop.create_unix_server if address.path else loop.create_server
-                try:
-                    listener = await listen(
-                        partial(self._new_connection, loop),
-                        sock=sock,
-                        backlog=self.config.backlog,
-                    )
-                except BaseException:
-                    sock.close()
-                    raise
-                self._listeners.append((sock, listener))
+                self._listeners.append(_listen(address, self.config.backlog))
             self._lag = LoopLag(loop)
             if self.config.metrics_address is not None:
                 self._metrics = MetricsEndpoint(
@@ -141,6 +137,8 @@ class Server:
             self._close_listeners()
             self._stop_lag()
             raise
+        for listener in self._listeners:
+            self._watch_listener(listener)
         self._accepting = True
         logger.info(
             "serving %s (dialect %s, %d functions of your own)%s",
@@ -171,21 +169,36 @@ class Server:
             names[row] = "other" if row in names else self._functions[func_id].name
         return names
 
-    # Connections. (The first two are what protocol.Owner asks for.)
+    # Connections.
 
-    def opened(self, connection: ServerProtocol) -> None:
-        self._connections.add(connection)
-        self.storage.count_opened()
-        if self._draining:
-            connection.drain()
+    def _watch_listener(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listener.fileno(), self._accept, listener, loop)
 
-    def closed(self, connection: ServerProtocol, reason: CloseReason) -> None:
-        self._connections.discard(connection)
-        self.storage.count_closed(reason)
-        if not self._connections:
-            self._all_closed.set()
+    def _accept(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes in the connections that wait."""
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, _peer = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                logger.error(
+                    "cannot accept on %s: %s; trying again in %g s",
+                    _address_of(listener),
+                    error.strerror,
+                    ACCEPT_PAUSE,
+                )
+                loop.remove_reader(listener.fileno())
+                loop.call_later(ACCEPT_PAUSE, self._watch_listener, listener)
+                return
+            self._open(sock, loop)
 
-    def _new_connection(self, loop: asyncio.AbstractEventLoop) -> ServerProtocol:
+    def _open(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         frames = ServerFrames(
             self.storage,
             mailru=self.config.dialect == "mailru",
@@ -193,7 +206,15 @@ class Server:
             max_calls=self.config.max_calls_per_connection,
             functions=self._rows,
         )
-        return ServerProtocol(self, frames, self._make_calls, loop)
+        self._connections.add(Connection(self, sock, frames, self._make_calls, loop))
+        self.storage.count_opened()
+
+    def closed(self, connection: Connection, reason: CloseReason) -> None:
+        """A connection says that it is closed."""
+        self._connections.discard(connection)
+        self.storage.count_closed(reason)
+        if not self._connections:
+            self._all_closed.set()
 
     # Stop.
 
@@ -216,7 +237,7 @@ class Server:
         if not self._draining:
             self._draining = True
             logger.info("draining %d connections", len(self._connections))
-            await self._accept_the_rest()
+            self._accept_the_rest()
             self._close_listeners()
             for connection in list(self._connections):
                 connection.drain()
@@ -245,24 +266,17 @@ class Server:
             self._stopped.set()
             logger.info("stopped")
 
-    async def _accept_the_rest(self) -> None:
+    def _accept_the_rest(self) -> None:
         """Takes in the connections that the system has accepted and we have not.
 
         Closing the listener would reset them, with the requests that they may
         have sent already.
         """
         loop = asyncio.get_running_loop()
-        for sock, _ in self._listeners:
-            while True:
-                try:
-                    accepted, _peer = sock.accept()
-                except OSError:
-                    break  # EAGAIN: none is left. Anything else: none can be had.
-                accepted.setblocking(False)
-                with contextlib.suppress(OSError):
-                    await loop.connect_accepted_socket(
-                        partial(self._new_connection, loop), accepted
-                    )
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # EAGAIN: none is left. Else: none can be had.
+                while True:
+                    self._open(listener.accept()[0], loop)
 
     async def _connections_closed(self, timeout: float | None) -> bool:
         if not self._connections:
@@ -275,8 +289,10 @@ class Server:
         return True
 
     def _close_listeners(self) -> None:
-        for sock, listener in self._listeners:
-            path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener.fileno())
+            path = _address_of(listener).path
             listener.close()
             if path:
                 with contextlib.suppress(FileNotFoundError):
@@ -366,8 +382,8 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
-def _listening_socket(address: Address) -> socket.socket:
-    """Binds; listening is the loop's part.
+def _listen(address: Address, backlog: int) -> socket.socket:
+    """A listening, non-blocking socket.
 
     Raises:
         ConfigError: in one line, what is wrong and what to do.
@@ -386,6 +402,7 @@ def _listening_socket(address: Address) -> socket.socket:
     sock.setblocking(False)
     try:
         sock.bind(where)
+        sock.listen(backlog)
     except OSError as error:
         sock.close()
         raise ConfigError(f"cannot listen on {address}: {_bind_failure(error)}") from None
