@@ -45,7 +45,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int):
-            raise ConfigError(f"port {self.port!r} is not an int")
+            raise TypeError(f"a port is an int, not {type(self.port).__name__}")
         if not 1 <= self.port <= 65535:
             raise ConfigError(f"port {self.port} is out of range; use 1..65535")
         object.__setattr__(self, "dialect", checked_dialect(self.dialect))
@@ -189,6 +189,8 @@ def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
     timeout = DEFAULT_TIMEOUT
     if "timeout" in values:
         try:
+            if "_" in values["timeout"]:  # float() would take it
+                raise ValueError
             timeout = float(values["timeout"])
         except ValueError:
             raise ConfigError(
