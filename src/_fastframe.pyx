@@ -89,7 +89,9 @@ cdef extern from *:
     } slot_t;
 
     /* One worker's own area. Only that worker writes it (its threads hold the
-       GIL when they do, `readers` apart); anybody may read it. */
+       GIL when they do, `readers` apart), and when it is dead whoever recovers
+       it; anybody may read it. The words are independent of each other, so a
+       death between any two of them leaves no more than one count behind. */
     typedef struct {
         /* Read side of the lock; see "The lock". Alone on its cache line, so
            that readers on different workers do not write the same one. */
@@ -102,6 +104,12 @@ cdef extern from *:
         uint64_t requests[FUNCTIONS][CODES];
         uint64_t buckets[FUNCTIONS][BUCKETS];
         uint64_t nanoseconds[FUNCTIONS];
+        /* The worker's event loop: lateness of its timers, tasks that run now,
+           and when it last ran at all (CLOCK_MONOTONIC, ns). */
+        uint64_t lag_buckets[BUCKETS];
+        uint64_t lag_nanoseconds;
+        uint64_t tasks;
+        uint64_t alive_ns;
     } worker_t;
 
     /* First page of the store. Everything above `writer` is written once,
@@ -129,6 +137,11 @@ cdef extern from *:
     static inline int claim_seq_cst(uint32_t *word, uint32_t mine) {
         uint32_t nobody = 0;
         return __atomic_compare_exchange_n(word, &nobody, mine, 0, __ATOMIC_SEQ_CST,
+                                           __ATOMIC_RELAXED);
+    }
+
+    static inline int take_back(uint32_t *word, uint32_t whose) {
+        return __atomic_compare_exchange_n(word, &whose, 0, 0, __ATOMIC_SEQ_CST,
                                            __ATOMIC_RELAXED);
     }
 
@@ -202,6 +215,10 @@ cdef extern from *:
         uint64_t requests[64][12]
         uint64_t buckets[64][16]
         uint64_t nanoseconds[64]
+        uint64_t lag_buckets[16]
+        uint64_t lag_nanoseconds
+        uint64_t tasks
+        uint64_t alive_ns
 
     ctypedef struct store_t:
         uint64_t magic
@@ -222,6 +239,7 @@ cdef extern from *:
     uint32_t add_seq_cst(uint32_t *word, uint32_t value) noexcept nogil
     uint32_t sub_release(uint32_t *word, uint32_t value) noexcept nogil
     bint claim_seq_cst(uint32_t *word, uint32_t mine) noexcept nogil
+    bint take_back(uint32_t *word, uint32_t whose) noexcept nogil
     void spin_hint() noexcept nogil
     void sched_yield() noexcept nogil
     uint64_t clock_ns() noexcept nogil
@@ -350,10 +368,10 @@ cdef enum:
 # readers keeps its claim, which stops new ones, and waits for these to leave.
 # Both leave with a release store, which the next holder's look acquires.
 #
-# When a holder dies: a dead worker's `readers` is set to 0, and `writer` is
-# cleared if it names the dead worker, by whoever attaches that worker's area
-# next (Storage.__init__). No slot needs mending; see slot_t. In one process
-# there is nobody left to see the lock, so nothing more is needed there.
+# When a holder dies: its parent, which knows by wait() that it is dead, sets
+# its `readers` to 0 and takes `writer` back if it names the dead worker
+# (Storage.recover). No slot needs mending; see slot_t. In one process there is
+# nobody left to see the lock, so nothing is needed there.
 
 cdef bint try_read(store_t* store, worker_t* me) noexcept nogil:
     add_seq_cst(&me.readers, 1)
@@ -451,6 +469,8 @@ cdef class Storage:
     # must not see another work in it.
     cdef uint8_t* scratch
     cdef bint scratch_taken
+    # Counter row → name, of the users' functions that were given one.
+    cdef readonly dict row_names
 
     def __cinit__(self, buffer=None, *, int workers=1, int worker=0):
         if not 1 <= workers <= 1024:
@@ -475,6 +495,7 @@ cdef class Storage:
         self.slots = <slot_t*>(self.areas + workers)
         self.me = self.areas + worker
         self.mine = 1 + worker
+        self.row_names = {}
         if self.store.magic == 0:
             self.store.version = STORE_VERSION
             self.store.slots = SLOTS
@@ -483,10 +504,6 @@ cdef class Storage:
             self.store.size = needed
             self.store.magic = STORE_MAGIC
         self._check(workers, needed)
-        # Whatever an earlier holder of this area left locked; see "The lock".
-        store_release(&self.me.readers, 0)
-        if load_relaxed(&self.store.writer) == self.mine:
-            store_release(&self.store.writer, 0)
         self.scratch = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT + RECEIVE_LIMIT)
         if self.scratch == NULL:
             raise MemoryError
@@ -597,37 +614,115 @@ cdef class Storage:
         store_release(&self.store.state, wanted)
         self.unlock_write()
 
-    def counters(self):
-        """Sums of all workers' counters, as a dict of numbers and lists.
+    def recover(self, int worker):
+        """Frees what a worker that is dead left locked, and closes its connections' books.
+
+        Call it only when the system has said that the worker is dead: it
+        writes the worker's own area.
+
+        Args:
+            worker: index of its area.
+
+        Returns:
+            Whether it died holding the lock.
+        """
+        if not 0 <= worker < <int>self.store.workers:
+            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
+        area = &self.areas[worker]
+        cdef bint held = load_relaxed(&area.readers) != 0
+        store_release(&area.readers, 0)
+        held = take_back(&self.store.writer, 1 + worker) or held
+        cdef uint64_t closed = 0
+        cdef int reason
+        for reason in range(REASONS):
+            closed += area.closed[reason]
+        cdef int killed = CloseReason.KILLED
+        area.closed[killed] += area.opened - closed
+        area.tasks = 0
+        area.alive_ns = 0
+        return held
+
+    def beat(self, double lag, uint64_t tasks):
+        """The event loop of this worker ran.
+
+        Args:
+            lag: seconds that its timer was late.
+            tasks: asyncio tasks that run now.
+        """
+        cdef uint64_t late = <uint64_t>(lag * 1e9) if lag > 0 else 0
+        self.me.lag_buckets[bucket_of(late)] += 1
+        self.me.lag_nanoseconds += late
+        self.me.tasks = tasks
+        self.me.alive_ns = clock_ns()
+
+    def silent_seconds(self, int worker):
+        """Since a worker's event loop last ran; 0.0 if it never did."""
+        if not 0 <= worker < <int>self.store.workers:
+            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
+        cdef uint64_t alive = load_counter(&self.areas[worker].alive_ns)
+        return (clock_ns() - alive) / 1e9 if alive else 0.0
+
+    def counters(self, worker=None):
+        """The counters of a worker, or the sums of all, as a dict of numbers and lists.
 
         ``requests[row][column]`` counts by ``ROWS`` and ``CODE_COLUMNS``,
-        ``buckets[row]`` by ``BUCKET_BOUNDS`` (not cumulative).
+        ``buckets[row]`` and ``lag_buckets`` by ``BUCKET_BOUNDS`` (not cumulative).
+
+        Args:
+            worker: index of the worker's area; None for the sums.
         """
+        cdef uint32_t first = 0
+        cdef uint32_t last = self.store.workers
+        if worker is not None:
+            if not 0 <= worker < last:
+                raise ValueError(f"worker is {worker}; it must be 0..{last - 1}")
+            first = worker
+            last = first + 1
+        return self._counters(first, last)
+
+    cdef dict _counters(self, uint32_t first, uint32_t last):
+        area = self.areas
         return {
-            "opened": self._sum(&self.areas.opened, 1)[0],
-            "bytes_in": self._sum(&self.areas.bytes_in, 1)[0],
-            "bytes_out": self._sum(&self.areas.bytes_out, 1)[0],
-            "closed": self._sum(&self.areas.closed[0], REASONS),
+            "opened": self._sum(first, last, &area.opened, 1)[0],
+            "bytes_in": self._sum(first, last, &area.bytes_in, 1)[0],
+            "bytes_out": self._sum(first, last, &area.bytes_out, 1)[0],
+            "closed": self._sum(first, last, &area.closed[0], REASONS),
             "requests": [
-                self._sum(&self.areas.requests[row][0], CODES) for row in range(FUNCTIONS)
+                self._sum(first, last, &area.requests[row][0], CODES) for row in range(FUNCTIONS)
             ],
             "buckets": [
-                self._sum(&self.areas.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)
+                self._sum(first, last, &area.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)
             ],
-            "nanoseconds": self._sum(&self.areas.nanoseconds[0], FUNCTIONS),
+            "nanoseconds": self._sum(first, last, &area.nanoseconds[0], FUNCTIONS),
+            "lag_buckets": self._sum(first, last, &area.lag_buckets[0], BUCKETS),
+            "lag_nanoseconds": self._sum(first, last, &area.lag_nanoseconds, 1)[0],
+            "tasks": self._sum(first, last, &area.tasks, 1)[0],
         }
 
-    cdef list _sum(self, uint64_t* first, int count):
+    cdef list _sum(self, uint32_t first, uint32_t last, uint64_t* words, int count):
+        """Sums each of so many words, which stand here in the first area, over the workers."""
         cdef list sums = []
         cdef uint64_t total
         cdef uint32_t worker
         cdef int i
         for i in range(count):
             total = 0
-            for worker in range(self.store.workers):
-                total += load_counter(<uint64_t*>(<char*>(first + i) + worker * sizeof(worker_t)))
+            for worker in range(first, last):
+                total += load_counter(<uint64_t*>(<char*>(words + i) + worker * sizeof(worker_t)))
             sums.append(total)
         return sums
+
+    def row_for(self, str name not None):
+        """The counter row of users' functions of this name, the same each time it is asked.
+
+        When the rows are used up, functions share the last one, named "other".
+        """
+        for row, taken in self.row_names.items():
+            if taken == name:
+                return row
+        row = min(FIRST_USER + len(self.row_names), FUNCTIONS - 1)
+        self.row_names[row] = "other" if row == FUNCTIONS - 1 else name
+        return row
 
     def count_opened(self):
         """A connection was accepted."""
@@ -1514,7 +1609,10 @@ cdef class ServerFrames:
         cdef worker_t* me = self.storage.me
         cdef int row = self._row(func_id)
         cdef int column = COLUMN_OF.get(code, COLUMN_OTHER)
-        cdef uint64_t elapsed = clock_ns() - arrived
+        # An answer is traffic, though it is sent only at the end of the turn: the
+        # idle time-out must not come between the two.
+        self.traffic_ns = clock_ns()
+        cdef uint64_t elapsed = self.traffic_ns - arrived
         cdef uint8_t* out
         if size > 0xFFFFFFFB:
             raise ValueError(f"a body of {size} bytes does not fit into a frame")

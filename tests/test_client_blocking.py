@@ -206,8 +206,9 @@ def test_a_lost_connection_is_closed_by_the_thread_that_polls_it() -> None:
 
     with BadServer(script) as server, Client(server.url) as client, ThreadPoolExecutor(1) as pool:
         long = pool.submit(client.read, 1)
-        with pytest.raises(CallTimeoutError):
-            client.read(2, timeout=0.1)
+        for _ in range(2):
+            with pytest.raises(CallTimeoutError):
+                client.read(2, timeout=0.1)
         assert isinstance(long.exception(), ConnectionLostError)
 
 

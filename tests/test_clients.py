@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import socket
+import struct
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ async def test_bytes_that_are_not_utf8_are_an_error_and_never_a_guess(kind: str)
 
 
 @both
-async def test_a_users_function_gets_one_array_and_gives_one_object(kind: str) -> None:
+async def test_a_users_function_gets_one_array_or_nothing_and_gives_one_object(kind: str) -> None:
     when = datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.timezone.utc)
     asked: list[Asked] = []
 
@@ -163,7 +164,7 @@ async def test_a_users_function_gets_one_array_and_gives_one_object(kind: str) -
             assert await client.call(USER) is None
             assert await client.call(USER, 1, "two", b"3", when) == {1: [when, b"\xff"]}
     assert [a.func_id for a in asked] == [USER, USER]
-    assert asked[0].body == b"\x90"
+    assert asked[0].body == b""
     assert msgpack.unpackb(asked[1].body, timestamp=3) == [1, "two", b"3", when]
 
 
@@ -298,7 +299,7 @@ async def test_a_reply_may_be_cut_anywhere(kind: str, told: str) -> None:
 
 
 @both
-async def test_silence_is_a_timeout_and_the_connection_is_dropped(kind: str) -> None:
+async def test_silence_is_a_timeout_and_at_the_second_the_connection_is_dropped(kind: str) -> None:
     def script(peer: Peer) -> None:
         peer.wait_end()
 
@@ -311,14 +312,42 @@ async def test_silence_is_a_timeout_and_the_connection_is_dropped(kind: str) -> 
             other = asyncio.ensure_future(client.read(2))
             await asyncio.sleep(0)
             begun = time.monotonic()
-            with pytest.raises(CallTimeoutError, match=r"within 0.05 s, nor any other") as caught:
+            with pytest.raises(CallTimeoutError, match=r"within 0.05 s;") as caught:
                 await client.read(1, timeout=0.05)
             assert 0.05 <= time.monotonic() - begun < 2
             assert caught.value.may_have_executed
+            assert not other.done()
+            with pytest.raises(CallTimeoutError, match=r"within 0.05 s, nor any other"):
+                await client.read(1, timeout=0.05)
             with pytest.raises(ConnectionLostError, match="dropped: no byte came") as lost:
                 await other
             assert lost.value.may_have_executed
             assert await client.read(1) == "again"
+
+
+@both
+async def test_a_call_that_times_out_leaves_a_slow_one_beside_it_alone(kind: str) -> None:
+    """The client asks for a sign of life, and a server that lives gives it."""
+    slow_may_go = threading.Event()
+
+    def script(peer: Peer) -> None:
+        slow, quick, ping = peer.asks(3)
+        assert (ping.func_id, ping.body) == (FuncID.PING, b"")
+        peer.send(struct.pack("<III", ping.func_id, 0, ping.request_id))
+        quick_again = peer.ask()
+        assert slow_may_go.wait(10)
+        peer.send(quick.text("late") + quick_again.text("late too") + slow.text("slow"))
+        peer.wait_end()
+
+    with BadServer(script) as server:
+        async with calling(kind, server.url) as client:
+            slow = asyncio.ensure_future(client.read(2))
+            await asyncio.sleep(0)
+            for _ in range(2):
+                with pytest.raises(CallTimeoutError, match=r"within 0.1 s;"):
+                    await client.read(1, timeout=0.1)
+            slow_may_go.set()
+            assert await slow == "slow"
 
 
 @both

@@ -29,7 +29,8 @@ def test_addresses_are_read_and_written(text: str, address: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "8080", "host", "host:", "host:x", "host:65536", "::1:80", "host:-1", "unix:", "h:١"]
+    "text",
+    ["", "8080", "host", "host:", "host:x", "host:65536", "::1:80", "host:-1", "unix:", "h:\u0661"],
 )
 def test_a_bad_address_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ConfigError, match=f"{re.escape(repr(text))}.*for example"):

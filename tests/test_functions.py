@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
-from harness import Peer, frame, read_frame, serving
 
 import iproto
+from harness import Peer, frame, read_frame, serving
 from iproto import ConfigError, FuncID, ReturnCode
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def test_an_unexpected_exception_is_internal_to_the_client_and_whole_in_the_log(
 
 
 def test_a_result_that_msgpack_cannot_carry_is_internal(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(app_of(lambda: object())) as served, served.peer() as peer:
+    with serving(app_of(object, name="strange")) as served, served.peer() as peer:
         assert peer.ask(OWN).code == ReturnCode.INTERNAL
     assert "failed" in caplog.text
 
@@ -325,11 +326,47 @@ def test_registration_refuses_what_cannot_work() -> None:
         (odd, {}, "complex"),
         (undefined, {}, "Nowhere"),
         (plain, {"timeout": 1}, "async def"),
-        (repeat, {"timeout": 0}, "over 0"),
+        (repeat, {"timeout": 0, "name": "a"}, "over 0"),
+        (repeat, {"timeout": "1", "name": "a"}, "timeout='1'"),
+        (repeat, {"timeout": True, "name": "a"}, "timeout=True"),
+        (repeat, {"timeout": float("inf"), "name": "a"}, "at most 86400"),
+        (repeat, {}, "the name 'repeat' is taken"),
+        (repeat, {"name": "STORAGE_READ"}, "the name 'STORAGE_READ' is taken"),
+        (repeat, {"name": "unknown"}, "the name 'unknown' is taken"),
     ):
         with pytest.raises(ConfigError, match=message):
-            app.function(OWN + 1, **options)(function)  # type: ignore[arg-type]
+            app.function(OWN + 1, **options)(function)
     assert [*app.functions] == [OWN]
+
+
+def test_a_partial_is_checked_by_what_is_left_of_its_signature() -> None:
+    app = app_of(functools.partial(repeat, times=3), name="thrice")
+    with serving(app) as served, served.peer() as peer:
+        assert peer.ask(OWN, pack("ab")).value == "ababab"
+        assert peer.ask(OWN, pack(1)).code == ReturnCode.ILLEGAL_PARAMS
+
+
+def test_an_object_with_an_async_call_is_a_function() -> None:
+    class Adder:
+        async def __call__(self, a: int, b: int) -> int:
+            return a + b
+
+    with serving(app_of(Adder(), name="add")) as served, served.peer() as peer:
+        assert peer.ask(OWN, pack(1, 2)).value == 3
+        assert peer.ask(OWN, pack(1, "2")).code == ReturnCode.ILLEGAL_PARAMS
+
+
+def test_two_servers_of_one_storage_count_each_function_under_its_name() -> None:
+    storage = iproto.Storage()
+    with (
+        serving(app_of(lambda: 1, name="one"), storage) as first,
+        serving(app_of(lambda: 2, name="two"), storage) as second,
+        first.peer() as one,
+        second.peer() as two,
+    ):
+        assert [one.ask(OWN).value, two.ask(OWN).value, two.ask(OWN).value] == [1, 2, 2]
+        requests = storage.counters()["requests"]
+        assert [requests[storage.row_for(name)][0] for name in ("one", "two")] == [1, 2]
 
 
 def test_the_decorated_function_stays_as_it_was() -> None:

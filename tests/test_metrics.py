@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import PATIENCE, Served, frame, read_frame, replace_frame, serve_process, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
+from harness import PATIENCE, Served, frame, read_frame, replace_frame, serve_process, serving
 from iproto import FuncID
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def test_healthz_and_readyz_follow_the_server() -> None:
 
 def test_healthz_tells_that_the_loop_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iproto.metrics.STUCK_AFTER", 0.05)
-    monkeypatch.setattr("iproto.metrics.LAG_PERIOD", 0.01)
+    monkeypatch.setattr("iproto.pulse.PERIOD", 0.01)
     app = iproto.App()
     release = threading.Event()
     app.function(0x30001, name="block")(lambda: release.wait(PATIENCE))

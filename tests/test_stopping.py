@@ -12,9 +12,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from harness import PATIENCE, Peer, frame, read_frame, replace_frame, serve_process, serving
 
 import iproto
+from harness import PATIENCE, Peer, frame, read_frame, replace_frame, serve_process, serving
 from iproto import ConfigError, FuncID
 from iproto.config import parse_address
 

@@ -414,23 +414,80 @@ def test_counters_stay_when_a_worker_comes_back() -> None:
 @pytest.mark.parametrize(
     ("place", "value"), [(readers_at(0), 1), (WRITER_AT, 1)], ids=["reading", "writing"]
 )
-def test_a_worker_that_comes_back_frees_what_it_died_holding(place: int, value: int) -> None:
+def test_recovery_frees_what_a_dead_worker_held(place: int, value: int) -> None:
     memory = shared(2)
     other = ff.Storage(memory, workers=2, worker=1)
+    assert not other.recover(0)
     set_word(memory, place, value)
-    one = ff.Storage(memory, workers=2, worker=0)
+    assert other.recover(0)
     assert memory[place : place + 4] == bytes(4)
     other.replace(0, b"free")
-    assert one.read(0) == b"free"
+    assert ff.Storage(memory, workers=2, worker=0).read(0) == b"free"
 
 
-def test_a_worker_that_comes_back_leaves_what_others_hold() -> None:
+def test_recovery_leaves_what_others_hold() -> None:
     memory = shared(2)
-    ff.Storage(memory, workers=2, worker=0)
+    storage = ff.Storage(memory, workers=2, worker=0)
     for place, value in ((readers_at(1), 1), (WRITER_AT, 2)):
         set_word(memory, place, value)
-        ff.Storage(memory, workers=2, worker=0)
+        assert not storage.recover(0)
         assert memory[place] == value
+        set_word(memory, place, 0)
+
+
+def test_recovery_closes_the_books_of_a_dead_workers_connections() -> None:
+    memory = shared(2)
+    dead = ff.Storage(memory, workers=2, worker=1)
+    for _ in range(3):
+        dead.count_opened()
+    dead.count_closed(CloseReason.IDLE)
+    dead.beat(0.0, 5)
+    storage = ff.Storage(memory, workers=2, worker=0)
+    assert storage.silent_seconds(1) > 0
+    storage.recover(1)
+    storage.recover(1)  # finds nothing more to do
+    counters = storage.counters()
+    assert counters["opened"] == sum(counters["closed"]) == 3
+    assert counters["closed"][CloseReason.KILLED] == 2
+    assert counters["tasks"] == 0
+    assert storage.silent_seconds(1) == 0.0
+
+
+def test_the_counters_of_one_worker_can_be_told_from_the_sum() -> None:
+    memory = shared(2)
+    one = ff.Storage(memory, workers=2, worker=0)
+    two = ff.Storage(memory, workers=2, worker=1)
+    one.count_opened()
+    two.count_opened()
+    two.count_opened()
+    assert [one.counters(worker)["opened"] for worker in (0, 1, None)] == [1, 2, 3]
+    for worker in (-1, 2):
+        for ask_of in (one.counters, one.recover, one.silent_seconds):
+            with pytest.raises(ValueError, match=r"must be 0\.\.1"):
+                ask_of(worker)
+
+
+def test_the_beats_of_a_loop_are_counted_by_their_lateness() -> None:
+    storage = ff.Storage()
+    for lag in (-1.0, 0.0, 0.000_004, 0.02, 1e6):
+        storage.beat(lag, 7)
+    counters = storage.counters()
+    assert sum(counters["lag_buckets"]) == 5
+    assert counters["lag_buckets"][0] == 3
+    assert counters["lag_buckets"][-1] == 1
+    assert counters["tasks"] == 7
+
+
+def test_names_get_rows_of_their_own_while_there_are_rows() -> None:
+    storage = ff.Storage()
+    rows = [storage.row_for(f"f{number}") for number in range(100)]
+    assert rows == [storage.row_for(f"f{number}") for number in range(100)]
+    assert rows[0] == ff.FIRST_USER_ROW
+    assert max(rows) == ff.ROW_COUNT - 1
+    own = ff.ROW_COUNT - 1 - ff.FIRST_USER_ROW
+    assert len(set(rows[:own])) == own
+    assert set(rows[own:]) == {ff.ROW_COUNT - 1}
+    assert storage.row_names[ff.ROW_COUNT - 1] == "other"
 
 
 def test_a_write_leaves_the_value_alone_that_is_read_until_it_is_done() -> None:
@@ -732,7 +789,7 @@ def test_a_killed_process_leaves_a_store_that_goes_on(tmp_path: pathlib.Path) ->
         with OtherProcess(path) as other:
             other.process.kill()
             other.process.wait(PATIENCE)
-            # Whoever takes its place frees what it held.
+            other.storage.recover(1)
             with path.open("r+b") as file:
                 again = ff.Storage(mmap.mmap(file.fileno(), 0), workers=2, worker=1)
             again.replace(0, telling(77))

@@ -12,9 +12,8 @@ import datetime
 import inspect
 import logging
 import re
-import typing
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgpack
 import msgspec
@@ -28,6 +27,9 @@ AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
 Reply = Callable[[int, int, int, bytes, int], None]
 """Takes func_id, request_id, return code, body, and when the request arrived."""
+
+# What metrics call the built-in functions, and those without a row of their own.
+_RESERVED_NAMES = {func_id.name for func_id in FuncID} | {"unknown", "other"}
 
 # What MsgPack carries by itself; msgspec would otherwise want these as str.
 _NATIVE_TYPES = (bytes, bytearray, datetime.datetime)
@@ -45,10 +47,15 @@ class Function:
         self.call = call
         self.name = name
         self.timeout = timeout
-        self.is_async = inspect.iscoroutinefunction(call)
+        # An object whose __call__ is async is as good as an async function.
+        self.is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
+            type(call).__call__
+        )
         parameters = _positional_parameters(call, name)
-        annotations = _annotations(call, name)
-        types = [annotations.get(parameter.name, Any) for parameter in parameters]
+        types = [
+            Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+            for parameter in parameters
+        ]
         self._names = [parameter.name for parameter in parameters]
         self._least = sum(p.default is inspect.Parameter.empty for p in parameters)
         # By number of arguments: the type that so many must have together.
@@ -140,18 +147,20 @@ class App:
                 cancelled and answered TIMEOUT; None for no limit.
 
         Raises:
-            ConfigError: func_id is taken or out of range, or the signature is
-                not one that a body can be checked against.
+            ConfigError: func_id or name is taken or out of range, or the
+                signature is not one that a body can be checked against.
         """
 
         def register(call: AnyFunction) -> AnyFunction:
             label = name if name is not None else getattr(call, "__name__", repr(call))
             self._check_func_id(func_id, label)
+            self._check_name(label)
             function = Function(func_id, call, label, timeout)
-            if timeout is not None and not (function.is_async and timeout > 0):
+            if timeout is not None and not (function.is_async and _is_time(timeout)):
                 raise ConfigError(
                     f"function {label!r} has timeout={timeout!r}: a time-out is a number of "
-                    "seconds over 0, and only an 'async def' can be interrupted by one"
+                    "seconds, over 0 and at most 86400, and only an 'async def' can be "
+                    "interrupted by one"
                 )
             self._functions[func_id] = function
             return call
@@ -169,6 +178,19 @@ class App:
         taken = self._functions.get(func_id)
         if taken is not None:
             raise ConfigError(f"func_id {func_id:#010x} of {label!r} is taken by {taken.name!r}")
+
+    def _check_name(self, label: str) -> None:
+        taken = {function.name for function in self._functions.values()}
+        if label in taken or label in _RESERVED_NAMES:
+            raise ConfigError(
+                f"the name {label!r} is taken, and metrics could not tell the two apart; "
+                "give another: @app.function(func_id, name=...)"
+            )
+
+
+def _is_time(timeout: object) -> bool:
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    return number and 0 < cast("float", timeout) <= 86_400
 
 
 class CallBudget:
@@ -307,24 +329,24 @@ def _unpack_all(body: bytes) -> list[Any]:
 
 
 def _positional_parameters(call: Callable[..., Any], name: str) -> list[inspect.Parameter]:
-    parameters = list(inspect.signature(call).parameters.values())
-    for parameter in parameters:
-        if parameter.kind not in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            raise ConfigError(
-                f"function {name!r} has the parameter {parameter}: arguments come by position, "
-                "so *args, **kwargs and keyword-only parameters are not possible"
-            )
-    return parameters
-
-
-def _annotations(call: Callable[..., Any], name: str) -> dict[str, Any]:
-    target = call if inspect.isroutine(call) else type(call).__call__
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        signature = inspect.signature(call, eval_str=True)
     except NameError as error:
         raise ConfigError(
             f"function {name!r} has an annotation that is not defined: {error}"
         ) from None
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.kind in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ):
+            parameters.append(parameter)
+        elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY or (
+            parameter.default is inspect.Parameter.empty
+        ):
+            raise ConfigError(
+                f"function {name!r} has the parameter {parameter}: arguments come by position, "
+                "so *args, **kwargs and keyword-only parameters without default are not possible"
+            )
+    return parameters

@@ -19,7 +19,7 @@ from iproto.calls import (
     unpack_result,
 )
 from iproto.channel import Channel, Waiter
-from iproto.route import Route, reply_timeout, silent_reason
+from iproto.route import Route, reply_timeout
 from iproto.url import DEFAULT_URL, checked_timeout
 from iproto.wire import Dialect, FuncID, Response
 
@@ -236,10 +236,9 @@ class Client:
             if not waiter.done:
                 target = channel.route.target
                 silent = link.chunks == chunks
-                if silent:
-                    link.end(silent_reason(target, seconds))
+                dropped = silent and link.suspect(seconds)
                 missing = link.frames.missing
-                raise reply_timeout(target, seconds, silent=silent, missing=missing)
+                raise reply_timeout(target, seconds, dropped=dropped, missing=missing)
         if waiter.error is not None:
             raise waiter.error
         return waiter.result

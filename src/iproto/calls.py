@@ -82,18 +82,24 @@ def check_build(build: Build) -> None:
 def pack_args(args: tuple[Any, ...]) -> bytes:
     """Arguments of a user's function: one MsgPack array; datetimes as timestamps."""
     # Not at the top: most processes make no such call.
+    if not args:
+        return b""  # which the built-in functions without arguments take too
     import msgpack
 
     packed: bytes = msgpack.packb(args, datetime=True)
     return packed
 
 
-def unpack_result(func_id: int, body: bytes) -> Any:
+def unpack_result(func_id: int, body: bytes | None) -> Any:
     """The result of a user's function: one MsgPack object, no more and no less.
+
+    None is the result of PING, whose reply is a header without a body.
 
     Raises:
         ProtocolError: the body is something else.
     """
+    if body is None:
+        return None
     import msgpack
 
     try:

@@ -13,19 +13,22 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import suppress
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from iproto._fastframe import AS_BYTES
+from iproto._fastframe import AS_BYTES, AS_NOTHING
 from iproto.polling import new_poller
 from iproto.route import (
     closed_error,
     ended_error,
     lost_error,
     lost_reason,
+    silent_reason,
     unconnected_timeout,
     unusable_error,
 )
+from iproto.wire import FuncID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +70,8 @@ class Link:
         self.frames = owner.route.new_frames()
         # Chunks received so far: whether it grew tells silence from slowness.
         self.chunks = 0
+        # What `chunks` was when the peer was last asked for a sign of life.
+        self._asked_at = -1
         # Set when no call may be added any more: why.
         self.ended: str | IprotoError | None = None
         # Taken from the codec, not yet by the socket.
@@ -194,6 +199,21 @@ class Link:
         waiter.done = True
         self._followers.pop(waiter, None)
         waiter.wake()
+
+    def suspect(self, seconds: float) -> bool:
+        """A call has timed out in silence: whether the connection is dropped for it.
+
+        The first time the peer is asked for a sign of life, with a PING that
+        nobody waits for: calls beside this one may just take longer. If another
+        call times out and not one byte has come since, the peer is gone.
+        """
+        if self._asked_at == self.chunks:
+            self.end(silent_reason(self._owner.route.target, seconds))
+            return True
+        self._asked_at = self.chunks
+        self.frames.forget(self.frames.request(FuncID.PING, b"", AS_NOTHING, None, inf))
+        self.push()
+        return False
 
     def end(self, reason: str | IprotoError) -> None:
         """Fails all that is in flight, and closes; the first reason counts."""

@@ -40,7 +40,7 @@ EXIT_BAD_ANSWER = 5
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  the server answered with an error
+  1  the server answered with an error; serve: the drain took too long
   2  wrong options, or an address that cannot be listened on
   3  no connection, or it was lost
   4  no answer in time
@@ -124,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
         "serve the storage, and functions of your own",
         "  iproto serve\n"
         "  iproto serve myservice:app --bind 0.0.0.0:8080 --bind unix:/run/iproto.sock\n"
-        "  IPROTO_DIALECT=mailru LOG_LEVEL=DEBUG iproto serve",
+        "  IPROTO_DIALECT=mailru LOG_LEVEL=DEBUG iproto serve\n\n"
+        "SIGTERM and SIGINT drain: everything received is answered, then the exit code is 0\n"
+        "(1 if that took longer than --drain-timeout). A second signal ends at once.",
     )
     serve.add_argument(
         "app", nargs="?", metavar="MODULE:APP", help="your iproto.App, e.g. myservice:app"
@@ -340,7 +342,10 @@ def _read(options: argparse.Namespace) -> int:
             for content in client.read_many_bytes(options.index):
                 print(content.hex())
             return EXIT_OK
-        texts = client.read_many(options.index)
+        if len(options.index) == 1:
+            texts = [client.read(options.index[0])]
+        else:
+            texts = client.read_many(options.index)
     if options.json:
         _print_json({str(index): text for index, text in zip(options.index, texts, strict=True)})
     else:

@@ -25,7 +25,7 @@ from iproto.calls import (
     unpack_result,
 )
 from iproto.connection import Connection, Late
-from iproto.route import Route, reply_timeout, silent_reason
+from iproto.route import Route, reply_timeout
 from iproto.url import DEFAULT_URL, checked_timeout
 from iproto.wire import Dialect, FuncID, Response
 
@@ -248,10 +248,9 @@ class AsyncClient:
         except Late:
             target = connection.route.target
             silent = link.chunks == chunks
-            if silent:
-                link.end(silent_reason(target, seconds))
+            dropped = silent and link.suspect(seconds)
             raise reply_timeout(
-                target, seconds, silent=silent, missing=link.frames.missing
+                target, seconds, dropped=dropped, missing=link.frames.missing
             ) from None
 
     # The connection.

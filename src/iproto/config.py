@@ -42,7 +42,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str, *, unix: bool = True) -> Address:
-    """Reads ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (every interface) or ``unix:PATH``.
+    """Reads ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (every IPv4 interface) or ``unix:PATH``.
 
     Args:
         text: the address; port 0 lets the system choose one.
@@ -69,7 +69,7 @@ def parse_address(text: str, *, unix: bool = True) -> Address:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(
             f"address {text!r} must be HOST:PORT with a port of 0..65535, "
-            "for example 127.0.0.1:8080, [::1]:8080 or :8080 for every interface"
+            "for example 127.0.0.1:8080, [::1]:8080 or :8080 for every IPv4 interface"
             + (", or unix:PATH" if unix else "")
         )
     return Address(host, int(port))

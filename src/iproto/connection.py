@@ -14,15 +14,17 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
-from iproto._fastframe import AS_BYTES
+from iproto._fastframe import AS_BYTES, AS_NOTHING
 from iproto.route import (
     closed_error,
     ended_error,
     lost_error,
     lost_reason,
+    silent_reason,
     unconnected_timeout,
     unusable_error,
 )
+from iproto.wire import FuncID
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +55,8 @@ class Link(asyncio.Protocol):
         self.closed: asyncio.Future[None] = self._loop.create_future()
         # Chunks received so far: whether it grew tells silence from slowness.
         self.chunks = 0
+        # What `chunks` was when the peer was last asked for a sign of life.
+        self._asked_at = -1
         # Whether a write at the end of this loop turn is on its way.
         self.flushing = False
         self.paused = False
@@ -98,6 +102,22 @@ class Link(asyncio.Protocol):
         self.flushing = False
         if self.ended is None:
             self._transport.write(self.frames.take())
+
+    def suspect(self, seconds: float) -> bool:
+        """A call has timed out in silence: whether the connection is dropped for it.
+
+        The first time the peer is asked for a sign of life, with a PING that
+        nobody waits for: calls beside this one may just take longer. If another
+        call times out and not one byte has come since, the peer is gone.
+        """
+        if self._asked_at == self.chunks:
+            self.end(silent_reason(self._owner.route.target, seconds))
+            return True
+        self._asked_at = self.chunks
+        self.frames.forget(self.frames.request(FuncID.PING, b"", AS_NOTHING, None, inf))
+        if not self.flushing:
+            self.flush_soon()
+        return False
 
     def end(self, reason: str | IprotoError) -> None:
         """Fails all that is in flight, and closes; the first reason counts."""
@@ -264,15 +284,18 @@ class Connection:
     # What a link tells.
 
     def paused(self, link: Link) -> None:
+        """The link's peer does not read: new calls wait."""
         if self.open is link:
             self.open = None
 
     def resumed(self, link: Link) -> None:
+        """The link's peer reads again."""
         if self._link is link:
             self.open = link
             self._release(None)
 
     def ended(self, link: Link) -> None:
+        """The link is of no use any more: the next call makes another."""
         if self._link is not link:
             return
         self._link = self.open = None
@@ -283,6 +306,7 @@ class Connection:
     # Deadlines.
 
     def set_timer(self, deadline: float, *, rest: float = 0.0) -> None:
+        """Sets the one timer for this deadline, the earliest there is."""
         assert self.loop is not None
         if self._timer is not None:
             self._timer.cancel()

@@ -20,7 +20,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import (
     CollectorRegistry,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     make_wsgi_app,
@@ -38,14 +37,12 @@ import iproto
 from iproto._fastframe import BUCKET_BOUNDS, CODE_COLUMNS, ROW_OF_UNKNOWN, ROWS, Storage
 from iproto.config import Address
 from iproto.errors import ConfigError
+from iproto.pulse import PERIOD
 from iproto.wire import CloseReason, FuncID, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from wsgiref.types import StartResponse, WSGIEnvironment
-
-# Seconds between two looks at the loop's lateness.
-LAG_PERIOD = 0.5
 
 # Seconds for which the loop may not have run before /healthz says so. A
 # function of a user's that blocks the loop for so long is a defect.
@@ -66,46 +63,20 @@ class Source(Protocol):
 
     @property
     def ready(self) -> bool: ...
-
-
-class LoopLag:
-    """How late the event loop runs its timers."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self.histogram = Histogram(
-            "iproto_event_loop_lag_seconds",
-            f"Lateness of a timer that the event loop was to run, looked at every {LAG_PERIOD} s",
-            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-            registry=None,
-        )
-        self.last_run = time.monotonic()
-        self._timer = loop.call_later(LAG_PERIOD, self._look)
-        self._due = loop.time() + LAG_PERIOD
-
-    def _look(self) -> None:
-        self.last_run = time.monotonic()
-        self.histogram.observe(max(0.0, self._loop.time() - self._due))
-        self._timer = self._loop.call_later(LAG_PERIOD, self._look)
-        self._due = self._loop.time() + LAG_PERIOD
-
-    def stop(self) -> None:
-        self._timer.cancel()
+    @property
+    def silent_seconds(self) -> float: ...
 
 
 class StorageCollector(Collector):
     """The metrics of one storage and of who serves it.
 
     Args:
-        storage: whose counters are read.
-        row_names: what to call the counter rows of users' functions.
+        source: the server.
     """
 
-    def __init__(self, storage: Storage, row_names: dict[int, str]) -> None:
-        self._storage = storage
-        self._names = {row: func_id.name for row, func_id in enumerate(ROWS)}
-        self._names[ROW_OF_UNKNOWN] = "unknown"
-        self._names |= row_names
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._storage = source.storage
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: saves the registry a collection at registration."""
@@ -117,6 +88,7 @@ class StorageCollector(Collector):
         yield from self._storage_metrics(counters["requests"])
         yield from self._connection_metrics(counters)
         yield from self._function_metrics(counters)
+        yield from self._loop_metrics(counters)
         yield from self._state_metrics()
 
     def _storage_metrics(self, requests: list[list[int]]) -> Iterator[Metric]:
@@ -161,8 +133,11 @@ class StorageCollector(Collector):
             "From a request's arrival to its reply handed to the socket",
             labels=["function"],
         )
+        names = {row: func_id.name for row, func_id in enumerate(ROWS)}
+        names[ROW_OF_UNKNOWN] = "unknown"
+        names |= self._storage.row_names
         columns = [code.name for code in CODE_COLUMNS] + ["other"]
-        for row, name in self._names.items():
+        for row, name in names.items():
             answered = counters["requests"][row]
             if not any(answered):
                 continue
@@ -177,7 +152,25 @@ class StorageCollector(Collector):
         yield requests
         yield seconds
 
+    def _loop_metrics(self, counters: Any) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "iproto_asyncio_tasks", "asyncio tasks that are running", counters["tasks"]
+        )
+        lag = HistogramMetricFamily(
+            "iproto_event_loop_lag_seconds",
+            f"Lateness of a timer that the event loop was to run, looked at every {PERIOD} s",
+        )
+        lag.add_metric(
+            [],
+            buckets=_cumulative(counters["lag_buckets"]),
+            sum_value=counters["lag_nanoseconds"] / 1e9,
+        )
+        yield lag
+
     def _state_metrics(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "iproto_ready", "1 while connections are accepted", int(self._source.ready)
+        )
         current = self._storage.state
         states = GaugeMetricFamily(
             "iproto_storage_state", "1 for the storage's state, 0 for the others", labels=["state"]
@@ -188,29 +181,6 @@ class StorageCollector(Collector):
         build = InfoMetricFamily("iproto_build", "What is running")
         build.add_metric([], {"version": iproto.__version__, "python": platform.python_version()})
         yield build
-
-
-class _LoopCollector(Collector):
-    """What is known of the server's event loop and its process."""
-
-    def __init__(self, source: Source, lag: LoopLag, loop: asyncio.AbstractEventLoop) -> None:
-        self._source = source
-        self._lag = lag
-        self._loop = loop
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily(
-            "iproto_ready", "1 while connections are accepted", int(self._source.ready)
-        )
-        yield GaugeMetricFamily(
-            "iproto_asyncio_tasks",
-            "asyncio tasks that are running",
-            len(asyncio.all_tasks(self._loop)),
-        )
-        yield from self._lag.histogram.collect()
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         yield GaugeMetricFamily(
             "process_virtual_memory_max_bytes",
@@ -240,27 +210,15 @@ class MetricsEndpoint:
     Args:
         address: where to listen.
         source: the server.
-        lag: of the server's loop.
-        row_names: what to call the counter rows of users' functions.
-        loop: the server's loop.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
 
-    def __init__(
-        self,
-        address: Address,
-        source: Source,
-        lag: LoopLag,
-        row_names: dict[int, str],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, address: Address, source: Source) -> None:
         self._source = source
-        self._lag = lag
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_YieldingCollector(StorageCollector(source.storage, row_names)))
-        registry.register(_YieldingCollector(_LoopCollector(source, lag, loop)))
+        registry.register(_YieldingCollector(StorageCollector(source)))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -293,7 +251,7 @@ class MetricsEndpoint:
         if path == "/metrics":
             return self._metrics_app(environ, start_response)
         if path == "/healthz":
-            silent = time.monotonic() - self._lag.last_run
+            silent = self._source.silent_seconds
             if silent < STUCK_AFTER:
                 return _plain(start_response, HTTPStatus.OK, "alive")
             return _plain(

@@ -48,6 +48,7 @@ class Select:
         self._bell = bell
 
     def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool, bool]:
+        """As ``Poll.wait``."""
         senders = [self._sock] if out else []
         ins, outs, _ = select.select([self._sock, self._bell], senders, [], seconds)
         return self._sock in ins, bool(outs), self._bell in ins

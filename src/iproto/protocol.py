@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 # that is there answers a close within a round trip.
 LINGER = 2.0
 
+# Seconds between the looks at a connection that lingers while the server drains.
+LINGER_LOOK = 0.05
+
 
 class Owner(Protocol):
     """What a connection needs of its server."""
@@ -76,6 +79,7 @@ class Connection:
         "_finishing",
         "_flushing",
         "_frames",
+        "_linger_until",
         "_loop",
         "_make_calls",
         "_owner",
@@ -112,6 +116,7 @@ class Connection:
         self._draining = False
         self._reason: CloseReason | None = None
         self._finishing = False
+        self._linger_until = 0.0  # on the loop's clock
         self._closed = False
         self._watch(reading=True)
 
@@ -136,7 +141,19 @@ class Connection:
         if not (self._draining or self._closed):
             self._draining = True
             self._frames.drain(_unread_bytes(self._fd))
+            if self._finishing:
+                self._rearm(LINGER_LOOK)
             self._advance()
+
+    @property
+    def fileno(self) -> int:
+        """The socket's number, which the log calls the connection by."""
+        return self._fd
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether every reply is sent, and only the client's own close is missing."""
+        return self._finishing and not self._frames.status & HAS_UNSENT
 
     def abort(self) -> None:
         """Closes at once; what was not sent is lost."""
@@ -186,7 +203,8 @@ class Connection:
         self._frames.finish()
         self._frames.flush(self._fd)
         self._frames.close(CloseReason.CLIENT)  # unless it knows another reason
-        self._rearm(LINGER)
+        self._linger_until = self._loop.time() + LINGER
+        self._rearm(LINGER_LOOK if self._draining else LINGER)
         self._advance()
 
     def _linger(self) -> None:
@@ -269,13 +287,26 @@ class Connection:
         if frames.status & HAS_UNSENT:
             return left, CloseReason.SLOW_READER
         if self._finishing:
-            return 0.0, frames.close_reason or CloseReason.CLIENT
+            return self._linger_left(), frames.close_reason or CloseReason.CLIENT
         if frames.running:
             return allowed, CloseReason.IDLE  # It is the client that waits.
         partial = frames.partial_seconds()
         if partial and self._reading:
             return allowed - partial, CloseReason.INCOMPLETE_FRAME
         return left, CloseReason.IDLE
+
+    def _linger_left(self) -> float:
+        """Seconds to wait for the client's own close.
+
+        While the server drains: none once the client's system has acknowledged
+        the last byte, for then a reset can destroy nothing any more. A client
+        that is idle may not look at its socket for hours.
+        """
+        if not self._draining:
+            return self._linger_until - self._loop.time()
+        if _unacknowledged_bytes(self._fd) == 0:
+            return 0.0
+        return min(LINGER_LOOK, self._linger_until - self._loop.time())
 
     def _rearm(self, seconds: float) -> None:
         self._timer.cancel()
@@ -284,5 +315,17 @@ class Connection:
 
 def _unread_bytes(fd: int) -> int:
     """What the system has received for a socket and we have not read."""
-    buffer = fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0")
+    return _ask_socket(fd, termios.FIONREAD)
+
+
+def _unacknowledged_bytes(fd: int) -> int:
+    """What the system still has to deliver; 1 where it does not tell (macOS)."""
+    try:
+        return _ask_socket(fd, termios.TIOCOUTQ)
+    except OSError:
+        return 1
+
+
+def _ask_socket(fd: int, question: int) -> int:
+    buffer = fcntl.ioctl(fd, question, b"\0\0\0\0")
     return int(struct.unpack("i", buffer)[0])

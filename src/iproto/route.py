@@ -165,17 +165,17 @@ def unconnected_timeout(route: Route, seconds: float) -> CallTimeoutError:
 
 
 def reply_timeout(
-    target: Target, seconds: float, *, silent: bool, missing: int
+    target: Target, seconds: float, *, dropped: bool, missing: int
 ) -> CallTimeoutError:
     """For a call whose deadline came before its reply.
 
     Args:
         target: the server.
         seconds: the call's time-out.
-        silent: whether not one byte came meanwhile.
+        dropped: whether the connection was given up for its silence.
         missing: bytes that a reply still lacks.
     """
-    more = ", nor any other byte: the connection is dropped" if silent else ""
+    more = ", nor any other byte: the connection is dropped" if dropped else ""
     if missing == 4:  # by which the dialects differ; of users' functions nothing else tells
         more = (
             ": one came, but 4 bytes short of its body_length; "

@@ -17,11 +17,12 @@ import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iproto._fastframe import FIRST_USER_ROW, ROW_COUNT, ServerFrames, Storage
+from iproto._fastframe import ServerFrames, Storage
 from iproto.config import Address, Config
 from iproto.errors import ConfigError
-from iproto.metrics import LoopLag, MetricsEndpoint
+from iproto.metrics import MetricsEndpoint
 from iproto.protocol import Connection
+from iproto.pulse import Pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ class Server:
         self._all_closed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
-        self._lag: LoopLag | None = None
+        self._pulse: Pulse | None = None
         self._accepting = False
         self._draining = False
 
@@ -94,6 +95,11 @@ class Server:
     def ready(self) -> bool:
         """Whether connections are accepted: started, and not draining."""
         return self._accepting and not self._draining
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the event loop last ran, as /healthz judges it."""
+        return 0.0 if self._pulse is None else self._pulse.silent_seconds
 
     @property
     def connection_count(self) -> int:
@@ -128,14 +134,12 @@ class Server:
         try:
             for address in self.config.addresses:
                 self._listeners.append(_listen(address, self.config.backlog))
-            self._lag = LoopLag(loop)
+            self._pulse = Pulse(self.storage, loop)
             if self.config.metrics_address is not None:
-                self._metrics = MetricsEndpoint(
-                    self.config.metrics_address, self, self._lag, self._row_names(), loop
-                )
+                self._metrics = MetricsEndpoint(self.config.metrics_address, self)
         except BaseException:
             self._close_listeners()
-            self._stop_lag()
+            self._stop_pulse()
             raise
         for listener in self._listeners:
             self._watch_listener(listener)
@@ -155,19 +159,11 @@ class Server:
         from iproto.app import CallBudget, Calls  # msgspec is only for these
 
         self._functions = self._app.functions
-        last = ROW_COUNT - 1
         self._rows = {
-            func_id: min(FIRST_USER_ROW + position, last)
-            for position, func_id in enumerate(self._functions)
+            func_id: self.storage.row_for(function.name)
+            for func_id, function in self._functions.items()
         }
         self._make_calls = partial(Calls, self._functions, CallBudget(self.config.max_calls))
-
-    def _row_names(self) -> dict[int, str]:
-        """Counter row → what metrics call it; the last row takes all that got none."""
-        names: dict[int, str] = {}
-        for func_id, row in self._rows.items():
-            names[row] = "other" if row in names else self._functions[func_id].name
-        return names
 
     # Connections.
 
@@ -198,7 +194,8 @@ class Server:
     def _open(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):  # it may be reset already, which a read will tell
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         frames = ServerFrames(
             self.storage,
             mailru=self.config.dialect == "mailru",
@@ -208,10 +205,12 @@ class Server:
         )
         self._connections.add(Connection(self, sock, frames, self._make_calls, loop))
         self.storage.count_opened()
+        logger.debug("connection %d opened", sock.fileno())
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """A connection says that it is closed."""
         self._connections.discard(connection)
+        logger.debug("connection %d closed: %s", connection.fileno, reason.name)
         self.storage.count_closed(reason)
         if not self._connections:
             self._all_closed.set()
@@ -245,9 +244,10 @@ class Server:
             self.config.drain_timeout if timeout is None else timeout
         )
         if not clean:
-            logger.warning(
-                "aborting %d connections that were not done in time", len(self._connections)
-            )
+            owed = sum(not connection.owes_nothing for connection in self._connections)
+            clean = owed == 0
+            if owed:
+                logger.warning("aborting %d connections that were not done in time", owed)
         await self.close()
         return clean
 
@@ -258,7 +258,7 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
         await self._connections_closed(None)
-        self._stop_lag()
+        self._stop_pulse()
         if self._metrics is not None:
             metrics, self._metrics = self._metrics, None
             await metrics.close()
@@ -299,9 +299,9 @@ class Server:
                     os.unlink(path)
         self._listeners.clear()
 
-    def _stop_lag(self) -> None:
-        if self._lag is not None:
-            self._lag.stop()
+    def _stop_pulse(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
 
 
 def run(config: Config, app: App | None = None, storage: Storage | None = None) -> int:

@@ -92,6 +92,8 @@ class CloseReason(enum.IntEnum):
     """The server drained: everything received was answered, then it closed."""
     FORCED = 8
     """The drain took too long, or the server was told to stop at once."""
+    KILLED = 9
+    """Its worker process died."""
 
 
 class Header(NamedTuple):
