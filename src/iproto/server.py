@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import signal
 import socket
-import stat
 from functools import partial
 from typing import TYPE_CHECKING
 
+from iproto import listeners
 from iproto._fastframe import ServerFrames, Storage
 from iproto.config import Address, Config
 from iproto.errors import ConfigError
@@ -25,7 +23,7 @@ from iproto.protocol import Connection
 from iproto.pulse import Pulse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine, Sequence
     from types import TracebackType
 
     from iproto.app import App, Calls, Function, Reply
@@ -56,17 +54,25 @@ class Server:
             registering more later has no effect.
         storage: the slots; a fresh, private one if None. One storage may be
             served by several servers of one process.
+        given: sockets that listen already, in place of ``config.bind``; they are
+            closed at the end, but another process that has them goes on.
 
     Leaving ``async with`` drains the server.
     """
 
     def __init__(
-        self, config: Config | None = None, app: App | None = None, storage: Storage | None = None
+        self,
+        config: Config | None = None,
+        app: App | None = None,
+        storage: Storage | None = None,
+        *,
+        given: Sequence[socket.socket] | None = None,
     ) -> None:
         self.config = config if config is not None else Config()
         self.storage = storage if storage is not None else Storage()
         self.idle_timeout = self.config.idle_timeout
         self._app = app
+        self._given = given
         self._functions: dict[int, Function] = {}
         self._rows: dict[int, int] = {}
         self._make_calls: Callable[[Reply], Calls] | None = None
@@ -84,7 +90,7 @@ class Server:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where the server listens, with the ports that the system chose for port 0."""
-        return tuple(_address_of(listener) for listener in self._listeners)
+        return tuple(listeners.address_of(listener) for listener in self._listeners)
 
     @property
     def metrics_address(self) -> Address | None:
@@ -132,8 +138,11 @@ class Server:
         loop = asyncio.get_running_loop()
         self._load_functions()
         try:
-            for address in self.config.addresses:
-                self._listeners.append(_listen(address, self.config.backlog))
+            if self._given is not None:
+                self._listeners.extend(self._given)
+            else:
+                for address in self.config.addresses:
+                    self._listeners += listeners.listen(address, self.config.backlog)
             self._pulse = Pulse(self.storage, loop)
             if self.config.metrics_address is not None:
                 self._metrics = MetricsEndpoint(self.config.metrics_address, self)
@@ -182,7 +191,7 @@ class Server:
             except OSError as error:
                 logger.error(
                     "cannot accept on %s: %s; trying again in %g s",
-                    _address_of(listener),
+                    listeners.address_of(listener),
                     error.strerror,
                     ACCEPT_PAUSE,
                 )
@@ -221,12 +230,14 @@ class Server:
         """Waits until the server has been drained or closed."""
         await self._stopped.wait()
 
-    async def drain(self, timeout: float | None = None) -> bool:
+    async def drain(self, timeout: float | None = None, *, accept: bool = True) -> bool:
         """Stops accepting, answers every request already received, closes.
 
         Args:
             timeout: seconds that this may take, then what is open is aborted;
                 None for the configuration's ``drain_timeout``.
+            accept: whether connections that wait to be accepted are served too;
+                False if another process accepts them.
 
         Returns:
             Whether everything was answered in time.
@@ -236,7 +247,8 @@ class Server:
         if not self._draining:
             self._draining = True
             logger.info("draining %d connections", len(self._connections))
-            self._accept_the_rest()
+            if accept:
+                self._accept_the_rest()
             self._close_listeners()
             for connection in list(self._connections):
                 connection.drain()
@@ -292,11 +304,10 @@ class Server:
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
             loop.remove_reader(listener.fileno())
-            path = _address_of(listener).path
-            listener.close()
-            if path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            if self._given is None:
+                listeners.close(listener)
+            else:
+                listener.close()  # another process has it too, and goes on with it
         self._listeners.clear()
 
     def _stop_pulse(self) -> None:
@@ -317,10 +328,18 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
     Raises:
         ConfigError: an address cannot be listened on, or the loop is not to be had.
     """
-    loop = _new_loop(config.loop)
+    return run_in_loop(
+        new_loop(config.loop), lambda: _serve_until_signal(Server(config, app, storage))
+    )
+
+
+def run_in_loop(
+    loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[None, None, int]]
+) -> int:
+    """Runs a program in a fresh loop, to its exit code, and leaves nothing behind."""
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(_serve_until_signal(Server(config, app, storage)))
+        return loop.run_until_complete(main())
     finally:
         try:
             _cancel_all_tasks(loop)
@@ -359,7 +378,12 @@ async def _serve_until_signal(server: Server) -> int:
     return 128 + second.result()
 
 
-def _new_loop(name: str) -> asyncio.AbstractEventLoop:
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    """A loop of the kind that the settings name.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     if name in ("auto", "uvloop"):
         try:
             import uvloop  # optional, and slow to import
@@ -380,61 +404,3 @@ def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
         task.cancel()
     if tasks:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-
-
-def _listen(address: Address, backlog: int) -> socket.socket:
-    """A listening, non-blocking socket.
-
-    Raises:
-        ConfigError: in one line, what is wrong and what to do.
-    """
-    if address.path:
-        _remove_dead_socket(address.path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        where: str | tuple[str, int] = address.path
-    else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        where = (address.host, address.port)
-    sock.setblocking(False)
-    try:
-        sock.bind(where)
-        sock.listen(backlog)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"cannot listen on {address}: {_bind_failure(error)}") from None
-    return sock
-
-
-def _bind_failure(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "the address is in use; stop what listens there, or choose another with --bind"
-    if error.errno == errno.EACCES:
-        return "permission denied; ports below 1024 are for privileged users"
-    return error.strerror or str(error)
-
-
-def _remove_dead_socket(path: str) -> None:
-    """Removes a unix socket that a killed server left; never one that is served."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise ConfigError(f"cannot listen on unix:{path}: a file that is no socket is there")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on unix:{path}: {error.strerror}") from None
-
-
-def _address_of(sock: socket.socket) -> Address:
-    name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return Address("", 0, name)
-    return Address(name[0], name[1])
