@@ -25,7 +25,6 @@ from iproto.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from iproto.app import App
     from iproto.blocking import Client
     from iproto.config import Config
 
@@ -277,57 +276,17 @@ def _json(text: str) -> Any:
 
 def _serve(options: argparse.Namespace) -> int:
     config = read_settings(vars(options), os.environ)
-    _set_up_logging(config.log_level)
-    app = _load_app(options.app) if options.app else None
+    from iproto import startup
+
+    startup.set_up_logging(config.log_level)
+    if config.workers is not None:
+        from iproto import supervisor
+
+        return supervisor.run(config, options.app or "")
+    app = startup.load_app(options.app) if options.app else None
     from iproto.server import run
 
     return run(config, app)
-
-
-def _set_up_logging(level: str) -> None:
-    import logging
-
-    from iproto.config import LOG_LEVELS, PANIC
-
-    logging.addLevelName(PANIC, "PANIC")
-    logging.addLevelName(logging.CRITICAL, "FATAL")
-    logging.basicConfig(
-        level=LOG_LEVELS[level], format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-
-
-def _load_app(name: str) -> App:
-    import importlib
-
-    from iproto.app import App
-
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ConfigError(f"app {name!r} must be MODULE:APP, for example myservice:app")
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigError(
-            f"cannot import {module_name!r}: {type(error).__name__}: {error}{_place(error)}"
-        ) from None
-    app = getattr(module, attribute, None)
-    if not isinstance(app, App):
-        found = f"a {type(app).__name__}" if app is not None else "not there"
-        raise ConfigError(f"{attribute!r} in {module_name!r} must be an iproto.App; it is {found}")
-    return app
-
-
-def _place(error: Exception) -> str:
-    """File and line of the user's own code that raised, if any did."""
-    trace = error.__traceback__
-    place = ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<") and file != __file__ and "importlib" not in file:
-            place = f" ({file}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return place
 
 
 def _client(options: argparse.Namespace) -> Client:

@@ -93,6 +93,9 @@ class Config:
         max_calls_per_connection: 1..65536; at the limit the connection is not read.
         max_calls: 1..1000000; over it calls are answered OVERLOADED.
         drain_timeout: seconds, 0..86400.
+        workers: 1..256, or ``"auto"``; None for no worker processes. Only
+            ``iproto serve`` starts any.
+        worker_timeout: seconds, 1..86400.
         backlog: 1..65535.
         loop: ``"auto"``, ``"uvloop"`` or ``"asyncio"``; only ``iproto serve`` and
             :func:`iproto.run` start a loop.
@@ -140,6 +143,17 @@ class Config:
         "on SIGTERM or SIGINT, wait at most so long for what is being answered",
         metavar="SECONDS",
     )
+    workers: int | str | None = _setting(
+        None,
+        "worker processes over one shared storage, kept running by a supervisor: a number, or auto "
+        "for the usable CPUs; without, this one process serves",
+        metavar="N|auto",
+    )
+    worker_timeout: float = _setting(
+        10.0,
+        "replace a worker whose event loop has not run for so long",
+        metavar="SECONDS",
+    )
     backlog: int = _setting(
         4096, "connections that may wait to be accepted (the system may allow fewer)", metavar="N"
     )
@@ -181,6 +195,11 @@ class Config:
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
         self._check_range("max_calls_per_connection", 1, 65_536, "calls")
         self._check_range("max_calls", 1, 1_000_000, "calls")
+        self._check_range("worker_timeout", 1, 86_400, "seconds")
+        if self.workers not in (None, "auto"):
+            if isinstance(self.workers, str) and self.workers.isdecimal():
+                self._put("workers", int(self.workers))
+            self._check_range("workers", 1, 256, "processes, or 'auto'", whole=True)
         self._check_range("backlog", 1, 65_535, "connections")
 
     @property
@@ -196,9 +215,11 @@ class Config:
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_range(self, name: str, low: float, high: float, unit: str) -> None:
+    def _check_range(
+        self, name: str, low: float, high: float, unit: str, *, whole: bool = False
+    ) -> None:
         value = getattr(self, name)
-        whole = self.__dataclass_fields__[name].type == "int"
+        whole = whole or self.__dataclass_fields__[name].type == "int"
         kinds = (int,) if whole else (int, float)
         if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
             number = "a whole number" if whole else "a number"

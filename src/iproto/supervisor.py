@@ -1,0 +1,435 @@
+"""Worker processes over one shared storage, and the process that keeps them running.
+
+The supervisor serves no traffic. It owns the listening sockets, the storage's
+memory and the metrics endpoint; workers are fresh interpreters that inherit
+them. What each event leads to:
+
+- A worker dies: what it held of the lock is freed (Storage.recover), and
+  another starts in its place, at once, or after a growing delay if it died
+  young. Connections that wait at its listeners are not lost: the supervisor
+  holds the sockets open, and the next worker accepts them.
+- A worker's event loop does not run any more: it is killed, and so replaced.
+- SIGHUP: a rolling restart. For one worker after the other a fresh one starts
+  beside it, at the same listeners; when that is ready, the old one retires.
+- SIGTERM, SIGINT: all workers drain. A second signal kills them.
+
+Each position has two areas in the storage, so that a worker and the one that
+takes its place never share one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from iproto import listeners
+from iproto._fastframe import Storage
+from iproto.cpus import usable_cpus
+from iproto.errors import ConfigError
+from iproto.metrics import MetricsEndpoint
+from iproto.server import run_in_loop
+from iproto.worker import EXIT_USAGE, ORDERS, RETIRE, Orders
+
+if TYPE_CHECKING:
+    from iproto.config import Config
+
+logger = logging.getLogger("iproto.supervisor")
+
+# Seconds that a worker must have served for its death not to count as young,
+# and the delays before a worker is started again that died young: the first,
+# and the longest, which the doubling ends at.
+YOUNG = 5.0
+FIRST_DELAY = 0.1
+LONGEST_DELAY = 10.0
+
+# Seconds that a worker may take to be ready: imports of the user's app.
+START_TIMEOUT = 60.0
+
+# Seconds between two looks at the workers' heartbeats.
+WATCH_PERIOD = 0.5
+
+# Seconds beyond the drain time-out until a worker that drains is killed.
+DRAIN_GRACE = 2.0
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        position: 0..workers-1; the next worker at this position takes its place.
+        area: its area in the storage.
+        process: the process.
+        control: our end of the socket pair.
+    """
+
+    def __init__(
+        self, position: int, area: int, process: subprocess.Popen[bytes], control: socket.socket
+    ) -> None:
+        self.position = position
+        self.area = area
+        self.process = process
+        self.control = control
+        self.begun = time.monotonic()
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.retiring = False
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self.process.pid
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self.process.kill()
+
+
+class Position:
+    """What is known of a position beyond the worker that is there now."""
+
+    def __init__(self) -> None:
+        self.restarts = 0  # workers that died and were replaced
+        self.delay = 0.0  # seconds before the next start
+        self.cpu_seconds = 0.0  # of the workers that are gone
+
+
+class Supervisor:
+    """Keeps the workers running, from ``run`` to its end.
+
+    Args:
+        config: the settings; ``workers`` is a number or ``"auto"``.
+        app: ``MODULE:APP``, or empty.
+    """
+
+    def __init__(self, config: Config, app: str) -> None:
+        self.config = config
+        self.count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
+        self._app = app
+        self._areas = 1 + 2 * self.count  # the first is the supervisor's own
+        self.positions = [Position() for _ in range(self.count)]
+        self.workers: list[Worker] = []  # all that are alive
+        self._listeners: list[list[socket.socket]] = []  # by address
+        self._failure: int | None = None  # exit code, when no worker could start
+        self._stopping = False
+        self._rolling: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()  # a worker is ready, or dead
+        size = Storage.size_for(self._areas)
+        self._memory_fd = _shared_memory(size)
+        self._memory = mmap.mmap(self._memory_fd, size)
+        self.storage = Storage(self._memory, workers=self._areas, worker=0)
+
+    # What the metrics ask.
+
+    @property
+    def ready(self) -> bool:
+        """Whether a worker accepts connections, and none is told to stop."""
+        return not self._stopping and any(w.ready.is_set() for w in self.workers)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the liveliest worker's event loop last ran."""
+        silences = [self.storage.silent_seconds(w.area) for w in self.workers if w.ready.is_set()]
+        return min(silences, default=0.0)
+
+    def areas_of(self, position: int) -> tuple[int, int]:
+        """The two areas of a position."""
+        return 1 + 2 * position, 2 + 2 * position
+
+    # From start to end.
+
+    async def run(self) -> int:
+        """Starts the workers and keeps them running until told to stop.
+
+        Returns:
+            The exit code: 0 if all drained in time, 1 if not, 2 if the first
+            workers could not start, 128 + the number of a second signal.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        signals: asyncio.Queue[int] = asyncio.Queue()
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(ending, signals.put_nowait, int(ending))
+        loop.add_signal_handler(signal.SIGHUP, self._restart)
+        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        metrics = None
+        watch = asyncio.ensure_future(self._watch())
+        try:
+            for address in self.config.addresses:
+                self._listeners.append(
+                    listeners.listen(address, self.config.backlog, copies=self.count)
+                )
+            if self.config.metrics_address is not None:
+                metrics = MetricsEndpoint(self.config.metrics_address, self)
+            if await self._start_all(signals):
+                where = [str(listeners.address_of(sockets[0])) for sockets in self._listeners]
+                logger.info(
+                    "serving %s (dialect %s, %d workers)%s",
+                    ", ".join(where),
+                    self.config.dialect,
+                    self.count,
+                    f", metrics on http://{metrics.address}/metrics" if metrics else "",
+                )
+                number = await signals.get()
+                return await self._stop(number, signals)
+            return self._failure if self._failure is not None else await self._stop(0, signals)
+        finally:
+            watch.cancel()
+            await self._kill_all()
+            for sockets in self._listeners:
+                for sock in sockets:
+                    listeners.close(sock)
+            if metrics is not None:
+                await metrics.close()
+            logger.info("stopped")
+
+    async def _start_all(self, signals: asyncio.Queue[int]) -> bool:
+        """Whether all first workers are ready; no if one cannot start, or at a signal."""
+        for position in range(self.count):
+            self._start(position)
+        while self._failure is None and signals.empty():
+            if sum(w.ready.is_set() for w in self.workers) == self.count:
+                return True
+            await self._change(WATCH_PERIOD)
+        return False
+
+    async def _stop(self, number: int, signals: asyncio.Queue[int]) -> int:
+        """All workers drain; those that take too long are killed."""
+        self._stopping = True
+        if self._rolling is not None:
+            self._rolling.cancel()
+        limit = self.config.drain_timeout
+        if number:
+            logger.info(
+                "%s: draining, at most %g s; a second signal ends at once",
+                signal.Signals(number).name,
+                limit,
+            )
+        draining = list(self.workers)
+        for worker in draining:
+            worker.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + limit + DRAIN_GRACE
+        while self.workers:
+            if not signals.empty():
+                return 128 + signals.get_nowait()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                logger.warning("killing %d workers that were not done in time", len(self.workers))
+                return 1
+            await self._change(min(left, WATCH_PERIOD))
+        return 0 if all(worker.process.returncode == 0 for worker in draining) else 1
+
+    async def _kill_all(self) -> None:
+        self._stopping = True
+        for worker in self.workers:
+            worker.kill()
+        while self.workers:
+            await self._change(WATCH_PERIOD)
+
+    async def _change(self, seconds: float) -> None:
+        """Waits until a worker is ready or dead, or so long."""
+        self._changed.clear()
+        try:
+            await asyncio.wait_for(self._changed.wait(), seconds)
+        except asyncio.TimeoutError:
+            self._reap()  # a SIGCHLD can be missed, when two come at once
+
+    # Starting workers.
+
+    def _start(self, position: int) -> Worker | None:
+        """Starts a worker at a position; None when the supervisor is stopping."""
+        if self._stopping:
+            return None
+        taken = {worker.area for worker in self.workers}
+        free = [area for area in self.areas_of(position) if area not in taken]
+        if not free:  # a worker retires, another died: one of the two ends soon
+            asyncio.get_running_loop().call_later(WATCH_PERIOD, self._start, position)
+            return None
+        ours, theirs = socket.socketpair()
+        # Its own queue of each address, or the one that all share.
+        sockets = [group[position % len(group)] for group in self._listeners]
+        inherited = [self._memory_fd, theirs.fileno(), *(sock.fileno() for sock in sockets)]
+        orders = Orders(
+            config={**dataclasses.asdict(self.config), "metrics_bind": None},
+            app=self._app,
+            areas=self._areas,
+            area=free[0],
+            storage=self._memory_fd,
+            listeners=[sock.fileno() for sock in sockets],
+            control=theirs.fileno(),
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "iproto.worker"],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, ORDERS: json.dumps(orders._asdict())},
+            pass_fds=inherited,
+            start_new_session=True,  # Ctrl-C is for the supervisor, which tells the workers
+        )
+        theirs.close()
+        ours.setblocking(False)
+        worker = Worker(position, free[0], process, ours)
+        self.workers.append(worker)
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, worker)
+        logger.debug("worker %d started (pid %d)", position, worker.pid)
+        return worker
+
+    def _hear(self, worker: Worker) -> None:
+        """A worker says that it is ready, or has closed its end."""
+        said = worker.control.recv(1 << 16)
+        if not said:
+            asyncio.get_running_loop().remove_reader(worker.control.fileno())
+            return
+        rows = json.loads(said)["rows"]
+        self.storage.row_names.update({int(row): name for row, name in rows.items()})
+        worker.ready.set()
+        logger.debug("worker %d is ready (pid %d)", worker.position, worker.pid)
+        self._changed.set()
+
+    # Their deaths.
+
+    def _reap(self) -> None:
+        for worker in list(self.workers):
+            pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
+            if pid:
+                worker.process.returncode = os.waitstatus_to_exitcode(status)
+                self._died(worker, usage.ru_utime + usage.ru_stime)
+
+    def _died(self, worker: Worker, cpu_seconds: float) -> None:
+        """Frees what it held, at once; then sees to its replacement."""
+        held = self.storage.recover(worker.area)
+        self.workers.remove(worker)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(worker.control.fileno())
+        worker.control.close()
+        worker.ended.set()
+        self._changed.set()
+        position = self.positions[worker.position]
+        position.cpu_seconds += cpu_seconds
+        if self._stopping or worker.retiring:
+            logger.debug("worker %d ended (pid %d)", worker.position, worker.pid)
+            return
+        code = worker.process.returncode
+        if code == EXIT_USAGE and not worker.ready.is_set() and not self.ready:
+            self._failure = EXIT_USAGE
+            return
+        if any(w.position == worker.position and not w.retiring for w in self.workers):
+            return  # a rolling restart is at this position: the other one stays
+        lived = time.monotonic() - worker.begun
+        if lived >= YOUNG:
+            position.delay = 0.0
+        logger.error(
+            "worker %d (pid %d) %s after %.1f s%s; starting another%s",
+            worker.position,
+            worker.pid,
+            _manner(code),
+            lived,
+            ", holding the storage's lock, which is freed" if held else "",
+            f" in {position.delay:g} s" if position.delay else "",
+        )
+        position.restarts += 1
+        loop.call_later(position.delay, self._start, worker.position)
+        position.delay = min(max(FIRST_DELAY, 2 * position.delay), LONGEST_DELAY)
+
+    async def _watch(self) -> None:
+        """Kills workers that hang; their deaths do the rest."""
+        while True:
+            await asyncio.sleep(WATCH_PERIOD)
+            for worker in self.workers:
+                if worker.ready.is_set():
+                    silent = self.storage.silent_seconds(worker.area)
+                    limit = self.config.worker_timeout
+                else:
+                    silent = time.monotonic() - worker.begun
+                    limit = START_TIMEOUT
+                if silent > limit and not worker.retiring:
+                    logger.error(
+                        "worker %d (pid %d) gave no sign of life for %.1f s; killing it",
+                        worker.position,
+                        worker.pid,
+                        silent,
+                    )
+                    worker.kill()
+
+    # Rolling restart.
+
+    def _restart(self) -> None:
+        if self._stopping:
+            return
+        if self._rolling is not None and not self._rolling.done():
+            logger.warning("SIGHUP: a rolling restart is under way already")
+            return
+        self._rolling = asyncio.ensure_future(self._roll())
+
+    async def _roll(self) -> None:
+        logger.info("SIGHUP: restarting %d workers, one after the other", self.count)
+        for old in [worker for worker in self.workers if not worker.retiring]:
+            new = self._start(old.position)
+            if new is None:
+                return
+            while not (new.ready.is_set() or new.ended.is_set()):
+                await self._change(WATCH_PERIOD)
+            if new.ended.is_set():
+                logger.error("the new worker %d cannot start; the old ones stay", old.position)
+                return
+            await self._retire(old)
+        logger.info("restarted")
+
+    async def _retire(self, worker: Worker) -> None:
+        if worker.ended.is_set():
+            return
+        worker.retiring = True
+        worker.control.send(RETIRE)
+        try:
+            limit = self.config.drain_timeout + DRAIN_GRACE
+            await asyncio.wait_for(worker.ended.wait(), limit)
+        except asyncio.TimeoutError:
+            logger.warning("worker %d (pid %d) did not retire in time", worker.position, worker.pid)
+            worker.kill()
+            await worker.ended.wait()
+
+
+def _manner(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def run(config: Config, app: str = "") -> int:
+    """Serves with worker processes until SIGTERM or SIGINT.
+
+    Args:
+        config: the settings.
+        app: ``MODULE:APP``, or empty.
+
+    Returns:
+        The exit code; see :meth:`Supervisor.run`.
+
+    Raises:
+        ConfigError: an address cannot be listened on.
+    """
+    return run_in_loop(asyncio.new_event_loop(), Supervisor(config, app).run)
+
+
+def _shared_memory(size: int) -> int:
+    """Descriptor of memory that child processes can map; it goes when they all do."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("iproto-storage", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"cannot make {size} bytes of shared memory: {error.strerror}") from None
+    return fd

@@ -1,0 +1,108 @@
+"""A worker process: a server over what its supervisor hands it.
+
+Started by supervisor.py as ``python -m iproto.worker``, a fresh interpreter. It
+inherits the listening sockets, the storage's memory, and one end of a socket
+pair. Over that it says when it is ready; it is told there to retire; and when
+the other end closes, the supervisor is gone, and the worker drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+from typing import Any, NamedTuple
+
+from iproto._fastframe import Storage
+from iproto.config import Config
+from iproto.errors import ConfigError
+from iproto.server import Server, new_loop, run_in_loop
+from iproto.startup import load_app, set_up_logging
+
+logger = logging.getLogger("iproto.worker")
+
+ORDERS = "IPROTO_WORKER"
+"""The variable that holds a worker's Orders, as JSON."""
+
+RETIRE = b"retire\n"
+"""Tells a worker to drain, for another has taken its place at the listeners."""
+
+EXIT_USAGE = 2
+
+
+class Orders(NamedTuple):
+    """What a worker is started with; file descriptors are inherited.
+
+    Args:
+        config: the fields of the Config.
+        app: ``MODULE:APP``, or empty.
+        areas: worker areas in the storage.
+        area: the worker's own.
+        storage: descriptor of the storage's memory.
+        listeners: descriptors of the listening sockets.
+        control: descriptor of the socket to the supervisor.
+    """
+
+    config: dict[str, Any]
+    app: str
+    areas: int
+    area: int
+    storage: int
+    listeners: list[int]
+    control: int
+
+
+def main() -> int:
+    """Runs the worker that the environment describes; returns the exit code."""
+    orders = Orders(**json.loads(os.environ.pop(ORDERS)))
+    config = Config(**orders.config)
+    set_up_logging(config.log_level)
+    try:
+        app = load_app(orders.app) if orders.app else None
+        memory = mmap.mmap(orders.storage, 0)
+        server = Server(
+            config,
+            app,
+            Storage(memory, workers=orders.areas, worker=orders.area),
+            given=[socket.socket(fileno=fd) for fd in orders.listeners],
+        )
+        with socket.socket(fileno=orders.control) as control:
+            return run_in_loop(new_loop(config.loop), lambda: _serve(server, control))
+    except ConfigError as error:
+        print(f"iproto: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+async def _serve(server: Server, control: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[bool] = loop.create_future()
+
+    def decide(accept: bool) -> None:
+        if not stop.done():
+            stop.set_result(accept)
+
+    def on_control() -> None:
+        said = control.recv(len(RETIRE))
+        loop.remove_reader(control.fileno())
+        if not said:
+            logger.warning("the supervisor is gone; draining")
+        decide(accept=not said)
+
+    control.setblocking(False)
+    loop.add_reader(control.fileno(), on_control)
+    loop.add_signal_handler(signal.SIGTERM, decide, True)
+    loop.add_signal_handler(signal.SIGINT, decide, True)
+    await server.start()
+    ready = {"rows": server.storage.row_names}
+    control.sendall(json.dumps(ready).encode() + b"\n")
+    accept = await stop
+    return 0 if await server.drain(accept=accept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
