@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
+TOOLS := build/tools
+TOOLS_BUILT := $(TOOLS)/.built
+SDIST := dist/iproto-*.tar.gz
+WHEEL := dist/iproto-*.whl
 
 .PHONY: help
 help: ## List the tasks
@@ -30,13 +34,77 @@ format: $(BUILT) ## Put the Python code into its style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# They print ratios to the last saved run with COMPARE=1, and save nothing then.
+.PHONY: bench-micro
+bench-micro: $(BUILT) ## Micro-benchmarks; saved, or with COMPARE=1 compared with the last ones saved
+	$(BIN)/python -m pytest -o python_files='bench_*.py' benchmarks/micro --benchmark-columns=min,median,iqr,rounds \
+		--benchmark-max-time=0.5 --benchmark-disable-gc $(if $(COMPARE),--benchmark-compare,--benchmark-autosave)
+
+.PHONY: bench-gate
+bench-gate: $(BUILT) ## Instructions a frame against the committed figures; UPDATE=1, REQUIRE=1, AGAINST=DIR
+	$(BIN)/python benchmarks/gate/gate.py $(if $(UPDATE),--update) $(if $(REQUIRE),--require) $(if $(AGAINST),--against $(AGAINST))
+
+.PHONY: sdist
+sdist: $(TOOLS_BUILT) ## Build the source distribution into dist/
+	rm -rf dist src/*.egg-info
+	$(TOOLS)/bin/python -m build --sdist --outdir dist
+	@tar -tzf $(SDIST) > build/sdist.txt
+	@grep -q '/src/_fastframe\.pyx$$' build/sdist.txt || { echo "the sdist lacks the .pyx"; exit 1; }
+	@! grep -E '\.(c|so|py[cod])$$' build/sdist.txt || { echo "the sdist holds what is built"; exit 1; }
+
+# The repair on Linux checks that the wheel may be called manylinux, and calls it so.
+.PHONY: wheel
+wheel: sdist ## Build the sdist, the wheel from it into dist/, and test the wheel
+	rm -rf build/wheel
+	$(TOOLS)/bin/python -m pip wheel --no-deps --wheel-dir build/wheel $(SDIST)
+	@$(TOOLS)/bin/python -m zipfile -l build/wheel/iproto-*.whl > build/wheel.txt
+	@for name in _fastframe.cpython- _fastframe.pyi py.typed; do \
+		grep -q "^iproto/$$name" build/wheel.txt || { echo "the wheel lacks $$name"; exit 1; }; done
+	@! grep -E '\.(c|h|pyx|pxd) ' build/wheel.txt || { echo "the wheel holds source"; exit 1; }
+ifeq ($(shell uname),Linux)
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" auditwheel repair --strip --wheel-dir dist build/wheel/iproto-*.whl
+	$(TOOLS)/bin/auditwheel show $(WHEEL)
+else
+	cp build/wheel/iproto-*.whl dist
+endif
+	$(MAKE) test-wheel
+
+# In a directory with what the sdist holds but src/, where PATH has the new environment and
+# nothing else: neither our source nor a compiler can stand in for what the wheel lacks.
+.PHONY: test-wheel
+test-wheel: ## Test the wheel in dist/, in a fresh environment without a compiler
+	@set -e; place=$$(mktemp -d); trap 'rm -rf "$$place"' EXIT; \
+	$(PYTHON) -m venv "$$place/venv"; \
+	tar -xzf $(SDIST) -C "$$place" --strip-components 1 --exclude '*/src'; \
+	cp $(WHEEL) "$$place"; \
+	( cd "$$place"; PATH="$$place/venv/bin"; unset PYTHONPATH; \
+	for name in cc gcc clang c++ g++; do \
+		if command -v $$name; then echo "a compiler is on the PATH"; exit 1; fi; done; \
+	set -x; \
+	python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"; \
+	python -m pip install --quiet --only-binary :all: ./iproto-*.whl --group test; \
+	python -c "import iproto._fastframe as f; print(f.__file__); assert 'venv' in f.__file__"; \
+	python -m pytest -m "not checkout" )
+
+.PHONY: wheels
+wheels: $(TOOLS_BUILT) ## From the sdist in dist/, this platform's wheel for each Python (on Linux with Docker)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --group wheels
+	$(TOOLS)/bin/cibuildwheel --archs native --output-dir dist $(SDIST)
+
 .PHONY: clean
 clean: ## Remove everything that was built
 	rm -rf $(VENV) build dist benchmarks/build src/*.egg-info src/iproto/*.so
 
 # The environment and the extension; made anew when what they are made of changes.
-$(BUILT): pyproject.toml setup.py src/_fastframe.pyx
+$(BUILT): pyproject.toml setup.py src/_fastframe.pyx src/iproto/__init__.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group test --group lint
+	touch $@
+
+# What packaging needs, apart from the environment that the package itself is installed in.
+$(TOOLS_BUILT): pyproject.toml
+	test -d $(TOOLS) || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --group wheel
 	touch $@

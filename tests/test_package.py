@@ -69,6 +69,13 @@ def test_the_same_pythons_are_declared_tested_and_built_for() -> None:
     assert f'requires-python = ">={declared[0]}"' in project
 
 
+@pytest.mark.checkout
+def test_contributors_are_told_of_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = {info.name for info in pkgutil.iter_modules(iproto.__path__)} - {"_fastframe"}
+    assert set(re.findall(r"`(\w+)\.py`", text)) >= modules
+
+
 # The public names.
 
 
