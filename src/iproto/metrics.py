@@ -14,7 +14,7 @@ import threading
 import time
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
@@ -189,6 +189,63 @@ class StorageCollector(Collector):
         )
 
 
+class WorkerFigures(NamedTuple):
+    """What is known of the worker processes that had one position, taken together.
+
+    Args:
+        position: 0..workers-1, the label.
+        connections: open now.
+        requests: answered so far.
+        cpu_seconds: used so far.
+        resident_bytes: of the process that is there now.
+        restarts: workers that died and were replaced.
+    """
+
+    position: int
+    connections: int
+    requests: int
+    cpu_seconds: float
+    resident_bytes: int
+    restarts: int
+
+
+class WorkersCollector(Collector):
+    """One series for each position of a worker process.
+
+    A position stays when its worker is replaced, so no counter goes down and
+    no series is left behind.
+
+    Args:
+        figures: looks them up.
+    """
+
+    def __init__(self, figures: Callable[[], list[WorkerFigures]]) -> None:
+        self._figures = figures
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: saves the registry a collection at registration."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Looks at every worker once."""
+        labels = ["worker"]
+        families: list[GaugeMetricFamily | CounterMetricFamily] = [
+            GaugeMetricFamily("iproto_worker_connections", "Connections open now", labels=labels),
+            CounterMetricFamily("iproto_worker_requests", "Requests answered", labels=labels),
+            CounterMetricFamily("iproto_worker_cpu_seconds", "CPU time used", labels=labels),
+            GaugeMetricFamily(
+                "iproto_worker_resident_memory_bytes", "Resident memory now", labels=labels
+            ),
+            CounterMetricFamily(
+                "iproto_worker_restarts", "Workers that died and were replaced", labels=labels
+            ),
+        ]
+        for position, *values in self._figures():
+            for family, value in zip(families, values, strict=True):
+                family.add_metric([str(position)], value)
+        yield from families
+
+
 class _YieldingCollector(Collector):
     """Another collector, with a short sleep after each metric; see YIELD."""
 
@@ -210,15 +267,17 @@ class MetricsEndpoint:
     Args:
         address: where to listen.
         source: the server.
+        more: collectors beside that of the storage.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
 
-    def __init__(self, address: Address, source: Source) -> None:
+    def __init__(self, address: Address, source: Source, more: Iterable[Collector] = ()) -> None:
         self._source = source
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_YieldingCollector(StorageCollector(source)))
+        for collector in (StorageCollector(source), *more):
+            registry.register(_YieldingCollector(collector))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)

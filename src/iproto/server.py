@@ -73,6 +73,8 @@ class Server:
         self.idle_timeout = self.config.idle_timeout
         self._app = app
         self._given = given
+        # A worker's coming and going is its supervisor's to tell.
+        self._level = logging.INFO if given is None else logging.DEBUG
         self._functions: dict[int, Function] = {}
         self._rows: dict[int, int] = {}
         self._make_calls: Callable[[Reply], Calls] | None = None
@@ -153,7 +155,8 @@ class Server:
         for listener in self._listeners:
             self._watch_listener(listener)
         self._accepting = True
-        logger.info(
+        logger.log(
+            self._level,
             "serving %s (dialect %s, %d functions of your own)%s",
             ", ".join(map(str, self.addresses)),
             self.config.dialect,
@@ -246,7 +249,7 @@ class Server:
             return True
         if not self._draining:
             self._draining = True
-            logger.info("draining %d connections", len(self._connections))
+            logger.log(self._level, "draining %d connections", len(self._connections))
             if accept:
                 self._accept_the_rest()
             self._close_listeners()
@@ -276,7 +279,7 @@ class Server:
             await metrics.close()
         if not self._stopped.is_set():
             self._stopped.set()
-            logger.info("stopped")
+            logger.log(self._level, "stopped")
 
     def _accept_the_rest(self) -> None:
         """Takes in the connections that the system has accepted and we have not.

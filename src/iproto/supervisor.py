@@ -31,13 +31,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iproto import listeners
 from iproto._fastframe import Storage
 from iproto.cpus import usable_cpus
 from iproto.errors import ConfigError
-from iproto.metrics import MetricsEndpoint
+from iproto.metrics import MetricsEndpoint, WorkerFigures, WorkersCollector
 from iproto.server import run_in_loop
 from iproto.worker import EXIT_USAGE, ORDERS, RETIRE, Orders
 
@@ -102,6 +103,7 @@ class Position:
         self.restarts = 0  # workers that died and were replaced
         self.delay = 0.0  # seconds before the next start
         self.cpu_seconds = 0.0  # of the workers that are gone
+        self.cpu_shown = 0.0  # the most that was ever shown
 
 
 class Supervisor:
@@ -146,6 +148,30 @@ class Supervisor:
         """The two areas of a position."""
         return 1 + 2 * position, 2 + 2 * position
 
+    def figures(self) -> list[WorkerFigures]:
+        """What the metrics say of each position."""
+        return [self._figures_of(position) for position in range(self.count)]
+
+    def _figures_of(self, position: int) -> WorkerFigures:
+        connections = requests = resident = 0
+        for area in self.areas_of(position):
+            counters = self.storage.counters(area)
+            connections += counters["opened"] - sum(counters["closed"])
+            requests += sum(map(sum, counters["requests"]))
+        known = self.positions[position]
+        cpu_seconds = known.cpu_seconds
+        for worker in list(self.workers):
+            if worker.position == position:
+                used, held = _process_figures(worker.pid)
+                cpu_seconds += used
+                resident += held
+        # The CPU time of a worker that is just gone may be counted in neither
+        # place for a moment; a counter must not go down.
+        known.cpu_shown = max(known.cpu_shown, cpu_seconds)
+        return WorkerFigures(
+            position, connections, requests, known.cpu_shown, resident, known.restarts
+        )
+
     # From start to end.
 
     async def run(self) -> int:
@@ -172,7 +198,9 @@ class Supervisor:
                     listeners.listen(address, self.config.backlog, copies=self.count)
                 )
             if self.config.metrics_address is not None:
-                metrics = MetricsEndpoint(self.config.metrics_address, self)
+                metrics = MetricsEndpoint(
+                    self.config.metrics_address, self, [WorkersCollector(self.figures)]
+                )
             if await self._start_all(signals):
                 where = [str(listeners.address_of(sockets[0])) for sockets in self._listeners]
                 logger.info(
@@ -398,6 +426,16 @@ class Supervisor:
             logger.warning("worker %d (pid %d) did not retire in time", worker.position, worker.pid)
             worker.kill()
             await worker.ended.wait()
+
+
+def _process_figures(pid: int) -> tuple[float, int]:
+    """CPU seconds used and resident bytes of a process; zeros where the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0
+    ticks = int(stat[11]) + int(stat[12])
+    return ticks / os.sysconf("SC_CLK_TCK"), int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _manner(code: int) -> str:
