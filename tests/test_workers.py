@@ -303,6 +303,143 @@ def test_sighup_with_code_that_cannot_start_keeps_the_old_workers(tmp_path: Path
             assert peer.ask(0x30001).value == 1
 
 
+def test_sigusr2_upgrades_in_place_with_nothing_lost(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text(APP.format(version=1))
+    with supervised("service:app", cwd=tmp_path) as running:
+        old = set(pids(running))
+        with running.peer() as peer:
+            peer.send(replace_frame(3, "kept"))
+            assert peer.reply().code == 0
+            assert peer.ask(0x30001).value == 1
+            assert peer.ask(FuncID.ADM_STORAGE_SWITCH_READONLY).code == 0
+        before = scrape(running)
+        _new_code(tmp_path, APP.format(version=2))
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("upgrading$")
+        again = running.wait_for(r"INFO.* serving (.*) \(dialect.*\), metrics on (\S+)/metrics")
+        running.wait_for("restarted$")
+        assert again[1].split(", ") == running.addresses
+        running.metrics = again[2]
+        assert running.process.poll() is None  # the same process all the time
+        assert len(pids(running)) == 2
+        assert not old & set(pids(running))
+        with running.peer() as peer:
+            assert peer.ask(0x30001).value == 2
+            assert peer.read(3) == "kept"
+            peer.send(replace_frame(3, "x"))
+            assert peer.reply().code == ReturnCode.READ_ONLY
+        after = scrape(running)
+        for name in ("storage_writes_total", "iproto_connections_opened_total"):
+            assert value(after, name) == value(before, name) + 1
+        for name in ("iproto_worker_requests_total", "iproto_worker_cpu_seconds_total"):
+            assert all(after[name][label] >= before[name][label] for label in before[name])
+        assert value(after, "iproto_requests_total", function="version", code="OK") == 2
+        # It is as much a supervisor as before.
+        os.kill(pids(running)[0], signal.SIGKILL)
+        running.wait_for("starting another")
+        running.wait_for("is ready")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+
+
+def test_an_upgrade_that_does_not_know_the_storage_is_refused(tmp_path: Path) -> None:
+    """The new version, as installed over this one, knows another layout."""
+    newer = tmp_path / "iproto"
+    newer.mkdir()
+    with supervised(env={"PYTHONPATH": str(tmp_path)}) as running:
+        # From here on, fresh interpreters find this package first.
+        (newer / "__init__.py").write_text("")
+        (newer / "upgrade.py").write_text(
+            "import sys\nsys.exit('the store has layout version 1; this program knows version 2')\n"
+        )
+        old = set(pids(running))
+        running.process.send_signal(signal.SIGUSR2)
+        said = running.wait_for("cannot upgrade, this version goes on: (.*)$")
+        assert said[1] == "the store has layout version 1; this program knows version 2"
+        assert set(pids(running)) == old
+        with running.peer() as peer:
+            assert peer.read(0) == ""
+
+
+class Resender(threading.Thread):
+    """A client that pipelines, and on an orderly close sends again what was not answered.
+
+    A server that drains answers all that it executed before it closes, so what
+    is not answered was not executed.
+    """
+
+    def __init__(self, running: ServerProcess, stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.running = running
+        self.stop = stop
+        self.answers: dict[int, int] = {}  # request_id → how many replies came
+        self.asked = 0
+        self.reconnects = -1
+        self.failures: list[str] = []
+
+    def run(self) -> None:
+        waiting: list[int] = []
+        while not self.stop.is_set() or waiting:
+            self.reconnects += 1
+            try:
+                with self.running.peer() as peer:
+                    waiting = self.talk(peer, waiting)
+            except OSError as error:
+                self.failures.append(repr(error))
+                return
+
+    def talk(self, peer: Peer, waiting: list[int]) -> list[int]:
+        """Until the server closes: what has no answer then."""
+        try:
+            while waiting or not self.stop.is_set():
+                if not waiting:
+                    waiting = [*range(self.asked, self.asked + 30)]
+                    self.asked += 30
+                with contextlib.suppress(BrokenPipeError):
+                    peer.send(b"".join(frame(0x30001, b"", i) for i in waiting))
+                while waiting:
+                    reply = peer.reply()
+                    if reply.code != 0:
+                        self.failures.append(str(reply))
+                    self.answers[reply.request_id] = self.answers.get(reply.request_id, 0) + 1
+                    waiting.remove(reply.request_id)
+        except EOFError:
+            pass
+        return waiting
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_restarts_under_load_lose_double_and_fail_nothing(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    executed = tmp_path / "executed"
+    (tmp_path / "service.py").write_text(
+        "import os, iproto\n"
+        "app = iproto.App()\n"
+        f"log = os.open({str(executed)!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)\n"
+        "@app.function(0x30001)\n"
+        "def count() -> None:\n"
+        "    os.write(log, b'x')\n"
+    )
+    with supervised("service:app", cwd=tmp_path) as running:
+        stop = threading.Event()
+        clients = [Resender(running, stop) for _ in range(6)]
+        for client in clients:
+            client.start()
+        for _ in range(2):
+            running.process.send_signal(number)
+            running.wait_for("restarted$")
+        stop.set()
+        for client in clients:
+            client.join(PATIENCE)
+        assert [client.failures for client in clients] == [[]] * 6
+        for client in clients:
+            assert client.answers == dict.fromkeys(range(client.asked), 1)
+        assert sum(client.reconnects for client in clients) >= 6
+        # Each was executed once: nothing that was not answered had been.
+        assert executed.stat().st_size == sum(client.asked for client in clients)
+
+
 def _new_code(folder: Path, text: str) -> None:
     """Another size and time than before, for the compiled copy goes by these."""
     path = folder / "service.py"

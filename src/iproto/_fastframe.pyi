@@ -43,10 +43,18 @@ class _Counters(TypedDict):
 @final
 class Storage:
     def __new__(
-        cls, buffer: Buffer | None = None, *, workers: int = 1, worker: int = 0
+        cls,
+        buffer: Buffer | None = None,
+        *,
+        workers: int = 1,
+        worker: int = 0,
+        checked: bool = False,
     ) -> Storage: ...
     @staticmethod
     def size_for(workers: int = 1) -> int: ...
+    @staticmethod
+    def check(buffer: Buffer) -> int: ...
+    def flush(self) -> None: ...
     def read(self, index: int) -> bytes: ...
     def replace(self, index: int, content: bytes) -> None: ...
     @property

@@ -11,6 +11,9 @@ them. What each event leads to:
 - A worker's event loop does not run any more: it is killed, and so replaced.
 - SIGHUP: a rolling restart. For one worker after the other a fresh one starts
   beside it, at the same listeners; when that is ready, the old one retires.
+- SIGUSR2: an upgrade. The process becomes the program as it is installed now
+  (upgrade.py), keeping storage, listeners and workers, and restarts these one
+  after the other.
 - SIGTERM, SIGINT: all workers drain. A second signal kills them.
 
 Each position has two areas in the storage, so that a worker and the one that
@@ -34,15 +37,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iproto import listeners
+from iproto import listeners, upgrade
 from iproto._fastframe import Storage
 from iproto.cpus import usable_cpus
 from iproto.errors import ConfigError
 from iproto.metrics import MetricsEndpoint, WorkerFigures, WorkersCollector
 from iproto.server import run_in_loop
+from iproto.upgrade import Inheritance, InheritedWorker
 from iproto.worker import EXIT_USAGE, ORDERS, RETIRE, Orders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from iproto.config import Config
 
 logger = logging.getLogger("iproto.supervisor")
@@ -70,30 +76,26 @@ class Worker:
     Args:
         position: 0..workers-1; the next worker at this position takes its place.
         area: its area in the storage.
-        process: the process.
+        pid: the process.
         control: our end of the socket pair.
     """
 
-    def __init__(
-        self, position: int, area: int, process: subprocess.Popen[bytes], control: socket.socket
-    ) -> None:
+    def __init__(self, position: int, area: int, pid: int, control: socket.socket) -> None:
         self.position = position
         self.area = area
-        self.process = process
+        self.pid = pid
         self.control = control
+        # Kept for its destructor, which would wait for the process in our place.
+        self.process: subprocess.Popen[bytes] | None = None
+        self.exit_code: int | None = None
         self.begun = time.monotonic()
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.retiring = False
 
-    @property
-    def pid(self) -> int:
-        """The process's number."""
-        return self.process.pid
-
-    def kill(self) -> None:
-        """Ends the process at once."""
-        self.process.kill()
+    def signal(self, number: int) -> None:
+        """Sends a signal; the process is our child, so the number is still its own."""
+        os.kill(self.pid, number)
 
 
 class Position:
@@ -116,9 +118,15 @@ class Supervisor:
 
     def __init__(self, config: Config, app: str) -> None:
         self.config = config
-        self.count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
         self._app = app
-        self._areas = 1 + 2 * self.count  # the first is the supervisor's own
+        self._inheritance = upgrade.inherited()
+        if self._inheritance is not None:
+            self.count = len(self._inheritance.positions)
+            self._memory_fd = self._inheritance.memory
+        else:
+            self.count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
+            self._memory_fd = _shared_memory(Storage.size_for(self._area_count))
+        self.storage = Storage(mmap.mmap(self._memory_fd, 0), workers=self._area_count, worker=0)
         self.positions = [Position() for _ in range(self.count)]
         self.workers: list[Worker] = []  # all that are alive
         self._listeners: list[list[socket.socket]] = []  # by address
@@ -126,10 +134,10 @@ class Supervisor:
         self._stopping = False
         self._rolling: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # a worker is ready, or dead
-        size = Storage.size_for(self._areas)
-        self._memory_fd = _shared_memory(size)
-        self._memory = mmap.mmap(self._memory_fd, size)
-        self.storage = Storage(self._memory, workers=self._areas, worker=0)
+
+    @property
+    def _area_count(self) -> int:
+        return 1 + 2 * self.count  # the first is the supervisor's own
 
     # What the metrics ask.
 
@@ -188,15 +196,17 @@ class Supervisor:
         signals: asyncio.Queue[int] = asyncio.Queue()
         for ending in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(ending, signals.put_nowait, int(ending))
-        loop.add_signal_handler(signal.SIGHUP, self._restart)
+        loop.add_signal_handler(signal.SIGHUP, self._begin, self._roll)
+        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._upgrade)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        upgrade.release_signals()
         metrics = None
         watch = asyncio.ensure_future(self._watch())
         try:
-            for address in self.config.addresses:
-                self._listeners.append(
-                    listeners.listen(address, self.config.backlog, copies=self.count)
-                )
+            if self._inheritance is not None:
+                self._inherit(self._inheritance)
+            else:
+                self._listen()
             if self.config.metrics_address is not None:
                 metrics = MetricsEndpoint(
                     self.config.metrics_address, self, [WorkersCollector(self.figures)]
@@ -210,6 +220,8 @@ class Supervisor:
                     self.count,
                     f", metrics on http://{metrics.address}/metrics" if metrics else "",
                 )
+                if self._inheritance is not None:
+                    self._begin(self._roll)
                 number = await signals.get()
                 return await self._stop(number, signals)
             return self._failure if self._failure is not None else await self._stop(0, signals)
@@ -223,12 +235,37 @@ class Supervisor:
                 await metrics.close()
             logger.info("stopped")
 
+    def _listen(self) -> None:
+        for address in self.config.addresses:
+            self._listeners.append(
+                listeners.listen(address, self.config.backlog, copies=self.count)
+            )
+
+    def _inherit(self, inheritance: Inheritance) -> None:
+        """Takes over what the supervisor before this one kept."""
+        self._listeners += [
+            [socket.socket(fileno=fd) for fd in group] for group in inheritance.listeners
+        ]
+        for position, (restarts, cpu_seconds) in zip(
+            self.positions, inheritance.positions, strict=True
+        ):
+            position.restarts = restarts
+            position.cpu_seconds = cpu_seconds
+        for left in inheritance.workers:
+            worker = Worker(left.position, left.area, left.pid, socket.socket(fileno=left.control))
+            if left.ready:
+                worker.ready.set()
+            self._take_on(worker)
+        self._name_rows(inheritance.rows)
+        self._reap()  # those that died meanwhile
+
     async def _start_all(self, signals: asyncio.Queue[int]) -> bool:
         """Whether all first workers are ready; no if one cannot start, or at a signal."""
         for position in range(self.count):
-            self._start(position)
+            if not any(worker.position == position for worker in self.workers):
+                self._start(position)
         while self._failure is None and signals.empty():
-            if sum(w.ready.is_set() for w in self.workers) == self.count:
+            if len({w.position for w in self.workers if w.ready.is_set()}) == self.count:
                 return True
             await self._change(WATCH_PERIOD)
         return False
@@ -247,7 +284,7 @@ class Supervisor:
             )
         draining = list(self.workers)
         for worker in draining:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.signal(signal.SIGTERM)
         deadline = time.monotonic() + limit + DRAIN_GRACE
         while self.workers:
             if not signals.empty():
@@ -257,12 +294,12 @@ class Supervisor:
                 logger.warning("killing %d workers that were not done in time", len(self.workers))
                 return 1
             await self._change(min(left, WATCH_PERIOD))
-        return 0 if all(worker.process.returncode == 0 for worker in draining) else 1
+        return 0 if all(worker.exit_code == 0 for worker in draining) else 1
 
     async def _kill_all(self) -> None:
         self._stopping = True
         for worker in self.workers:
-            worker.kill()
+            worker.signal(signal.SIGKILL)
         while self.workers:
             await self._change(WATCH_PERIOD)
 
@@ -292,7 +329,7 @@ class Supervisor:
         orders = Orders(
             config={**dataclasses.asdict(self.config), "metrics_bind": None},
             app=self._app,
-            areas=self._areas,
+            areas=self._area_count,
             area=free[0],
             storage=self._memory_fd,
             listeners=[sock.fileno() for sock in sockets],
@@ -307,11 +344,15 @@ class Supervisor:
         )
         theirs.close()
         ours.setblocking(False)
-        worker = Worker(position, free[0], process, ours)
-        self.workers.append(worker)
-        asyncio.get_running_loop().add_reader(ours.fileno(), self._hear, worker)
+        worker = Worker(position, free[0], process.pid, ours)
+        worker.process = process
+        self._take_on(worker)
         logger.debug("worker %d started (pid %d)", position, worker.pid)
         return worker
+
+    def _take_on(self, worker: Worker) -> None:
+        self.workers.append(worker)
+        asyncio.get_running_loop().add_reader(worker.control.fileno(), self._hear, worker)
 
     def _hear(self, worker: Worker) -> None:
         """A worker says that it is ready, or has closed its end."""
@@ -319,11 +360,14 @@ class Supervisor:
         if not said:
             asyncio.get_running_loop().remove_reader(worker.control.fileno())
             return
-        rows = json.loads(said)["rows"]
-        self.storage.row_names.update({int(row): name for row, name in rows.items()})
+        self._name_rows(json.loads(said)["rows"])
         worker.ready.set()
         logger.debug("worker %d is ready (pid %d)", worker.position, worker.pid)
         self._changed.set()
+
+    def _name_rows(self, rows: dict[str, str]) -> None:
+        """Counter rows of users' functions, as the workers, which know the app, name them."""
+        self.storage.row_names.update({int(row): name for row, name in rows.items()})
 
     # Their deaths.
 
@@ -331,7 +375,9 @@ class Supervisor:
         for worker in list(self.workers):
             pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
             if pid:
-                worker.process.returncode = os.waitstatus_to_exitcode(status)
+                worker.exit_code = os.waitstatus_to_exitcode(status)
+                if worker.process is not None:
+                    worker.process.returncode = worker.exit_code
                 self._died(worker, usage.ru_utime + usage.ru_stime)
 
     def _died(self, worker: Worker, cpu_seconds: float) -> None:
@@ -348,7 +394,7 @@ class Supervisor:
         if self._stopping or worker.retiring:
             logger.debug("worker %d ended (pid %d)", worker.position, worker.pid)
             return
-        code = worker.process.returncode
+        code = worker.exit_code or 0
         if code == EXIT_USAGE and not worker.ready.is_set() and not self.ready:
             self._failure = EXIT_USAGE
             return
@@ -388,20 +434,21 @@ class Supervisor:
                         worker.pid,
                         silent,
                     )
-                    worker.kill()
+                    worker.signal(signal.SIGKILL)
 
     # Rolling restart.
 
-    def _restart(self) -> None:
+    def _begin(self, change: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Begins a rolling restart or an upgrade, one at a time."""
         if self._stopping:
             return
         if self._rolling is not None and not self._rolling.done():
-            logger.warning("SIGHUP: a rolling restart is under way already")
+            logger.warning("a restart or an upgrade is under way already; signal again after it")
             return
-        self._rolling = asyncio.ensure_future(self._roll())
+        self._rolling = asyncio.ensure_future(change())
 
     async def _roll(self) -> None:
-        logger.info("SIGHUP: restarting %d workers, one after the other", self.count)
+        logger.info("restarting %d workers, one after the other", self.count)
         for old in [worker for worker in self.workers if not worker.retiring]:
             new = self._start(old.position)
             if new is None:
@@ -414,6 +461,28 @@ class Supervisor:
             await self._retire(old)
         logger.info("restarted")
 
+    async def _upgrade(self) -> None:
+        """Becomes the program as it is installed now, if that can go on with the storage."""
+        logger.info("upgrading")
+        why = await upgrade.refusal(self._memory_fd, self._area_count)
+        if why is not None:
+            logger.error("cannot upgrade, this version goes on: %s", why)
+            return
+        if self._stopping:
+            return
+        upgrade.hand_over(
+            Inheritance(
+                memory=self._memory_fd,
+                listeners=[[sock.fileno() for sock in group] for group in self._listeners],
+                workers=[
+                    InheritedWorker(w.position, w.area, w.pid, w.control.fileno(), w.ready.is_set())
+                    for w in self.workers
+                ],
+                positions=[(p.restarts, p.cpu_seconds) for p in self.positions],
+                rows={str(row): name for row, name in self.storage.row_names.items()},
+            )
+        )
+
     async def _retire(self, worker: Worker) -> None:
         if worker.ended.is_set():
             return
@@ -424,7 +493,7 @@ class Supervisor:
             await asyncio.wait_for(worker.ended.wait(), limit)
         except asyncio.TimeoutError:
             logger.warning("worker %d (pid %d) did not retire in time", worker.position, worker.pid)
-            worker.kill()
+            worker.signal(signal.SIGKILL)
             await worker.ended.wait()
 
 
