@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
-from harness import PATIENCE, frame, serving
+from harness import PATIENCE, frame, serve_process, serving
 from iproto import FuncID, cli, config, errors
 from iproto._fastframe import ServerFrames
 from test_metrics import get
@@ -483,6 +483,19 @@ def test_the_metrics_are_those_of_a_scrape(scraped: Scraped) -> None:
     assert len(said) == len(rows)
     assert said == {name: (kind, scraped.labels[name]) for name, kind in scraped.types.items()}
     assert all(row["meaning"] for row in rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the process metrics are read from /proc")
+def test_the_metrics_of_workers_are_those_of_a_scrape(scraped: Scraped) -> None:
+    rows = table("metrics.md", "Workers", "metric")
+    said = {row["metric"]: (row["type"], labels_of(row)) for row in rows}
+    with serve_process("--workers", "1") as running:
+        host, port = running.metrics.removeprefix("http://").split(":")
+        status, text = get(config.Address(host, int(port)), "/metrics")
+    assert status == 200
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    assert types.keys() - scraped.types.keys() == said.keys()
+    assert {name: (types[name], {"worker"}) for name in said} == said
 
 
 def labels_of(row: dict[str, str]) -> set[str]:
