@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 # Places in version 1 of the layout.
 WRITER_AT = 64
 STATE_AT = 128
-SLOT_SIZE = 16 + 2 * SLOT_BYTES
+SLOTS_AT = 4096
+SLOT_SIZE = 24 + 2 * SLOT_BYTES
+AREAS_AT = SLOTS_AT + SLOT_SIZE * SLOT_COUNT
+STATE_WORDS = {
+    State.READ_WRITE: 0x57530D65,
+    State.READ_ONLY: 0x2C0EBF8C,
+    State.MAINTENANCE: 0x0978703B,
+}
 
 PATIENCE = 20.0
 """Seconds after which a wait for another thread or process is a failure."""
@@ -289,8 +296,7 @@ def set_word(memory: mmap.mmap, place: int, value: int) -> None:
 
 def readers_at(worker: int) -> int:
     """Where a worker's count of readers is: its area's first word."""
-    area = ff.Storage.size_for(2) - ff.Storage.size_for(1)
-    return ff.Storage.size_for(1) - SLOT_SIZE * SLOT_COUNT - area + worker * area
+    return AREAS_AT + worker * (ff.Storage.size_for(2) - ff.Storage.size_for(1))
 
 
 def put(place: int, value: bytes) -> Callable[[mmap.mmap], None]:
@@ -305,7 +311,7 @@ def put(place: int, value: bytes) -> Callable[[mmap.mmap], None]:
 def put_in_slot(index: int, place: int, value: bytes) -> Callable[[mmap.mmap], None]:
 
     def spoil(memory: mmap.mmap) -> None:
-        at = ff.Storage.size_for(1) - SLOT_SIZE * (SLOT_COUNT - index) + place
+        at = SLOTS_AT + SLOT_SIZE * index + place
         memory[at : at + len(value)] = value
 
     return spoil
@@ -320,9 +326,12 @@ def put_in_slot(index: int, place: int, value: bytes) -> Callable[[mmap.mmap], N
         (put(8, b"\x00\x00\x00\x00"), "layout version 0"),
         (put(12, b"\xe9\x03\x00\x00"), "1001 slots"),
         (put(16, b"\x00\x02\x00\x00"), "512 bytes"),
-        (put(20, b"\x02\x00\x00\x00"), "made for 2 workers"),
+        (put(20, b"\x02\x00\x00\x00"), "damaged: 2 workers and "),
+        (put(32, b"\x02"), "damaged: its flag for hashes is 2"),
+        (put(WRITER_AT, b"\x02"), "damaged: worker 1 holds its lock"),
         (put_in_slot(0, 0, b"\x02\x00\x00\x00"), "damaged: slot 0 "),
-        (put_in_slot(999, 0, b"\xff\xff\xff\xff"), "damaged: slot 999 "),
+        (put_in_slot(999, 0, b"\xff\xff\xff\x7f"), "damaged: slot 999 "),
+        (put_in_slot(500, 0, b"\x01\x00\x00\x00"), "damaged: slot 500 "),
         (put_in_slot(500, 4, b"\x01\x01\x00\x00"), "damaged: slot 500 "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -344,16 +353,129 @@ def test_a_store_that_is_not_ours_or_damaged_is_refused(
 def test_a_state_that_does_not_exist_is_refused() -> None:
     memory = shared()
     ff.Storage(memory)
-    set_word(memory, STATE_AT, 3)
-    with pytest.raises(ValueError, match="store"):
-        ff.Storage(memory)
+    for value in (0, 1, 2, 0xFFFFFFFF):
+        set_word(memory, STATE_AT, value)
+        with pytest.raises(ValueError, match=f"damaged: its state is {value:#010x}"):
+            ff.Storage(memory)
+
+
+def test_no_few_flipped_bits_make_one_state_of_another() -> None:
+    words = [*STATE_WORDS.values(), 0, 0xFFFFFFFF]
+    assert min((a ^ b).bit_count() for a, b in itertools.combinations(words, 2)) == 14
+    assert min((a ^ b).bit_count() for a, b in itertools.combinations(words[:3], 2)) == 20
+    memory = shared()
+    storage = ff.Storage(memory)
+    for state, word in STATE_WORDS.items():
+        storage.switch(state)
+        assert memory[STATE_AT : STATE_AT + 4] == word.to_bytes(4, sys.byteorder)
+        assert ff.Storage(memory).state is state
 
 
 def test_a_store_for_other_workers_is_refused() -> None:
     memory = shared(3)
     ff.Storage(memory, workers=3)
-    with pytest.raises(ValueError, match=r"made for 3 workers .* expected 2"):
+    with pytest.raises(ValueError, match="made for 3 workers; expected 2"):
         ff.Storage(memory, workers=2)
+
+
+# --- Checked stores -------------------------------------------------------------------------------
+
+
+def checked_store() -> tuple[mmap.mmap, ff.Storage]:
+    memory = shared()
+    return memory, ff.Storage(memory, checked=True)
+
+
+def flipped(memory: mmap.mmap, place: int, bits: int = 1) -> Callable[[], None]:
+    """Flips bits of a byte; gives what flips them back."""
+
+    def flip() -> None:
+        memory[place] ^= bits
+
+    flip()
+    return flip
+
+
+def test_a_checked_store_tells_damage_by_the_slot() -> None:
+    memory, storage = checked_store()
+    contents = {0: b"", 1: b"x", 7: bytes(range(256)), 999: b"12345678"}
+    for index, content in contents.items():
+        for _ in range(1 + index % 2):  # so that either copy is current in some
+            storage.replace(index, content)
+    assert ff.Storage.check(memory) == (1, State.READ_WRITE)
+    for index, content in contents.items():
+        slot = SLOTS_AT + SLOT_SIZE * index
+        current = memory[slot] & 1
+        copy = slot + 24 + SLOT_BYTES * current
+        # `current`; the copy's length and hash; its bytes
+        heads = [slot, slot + 3, slot + 4 + 4 * current, slot + 12 + 4 * current]
+        for place in (*heads, *range(copy, copy + len(content))):
+            for bits in (1, 0x80, 0xFF):
+                flip_back = flipped(memory, place, bits)
+                with pytest.raises(ValueError, match=f"damaged: slot {index} "):
+                    ff.Storage.check(memory)
+                flip_back()
+        other = current ^ 1
+        old_copy = slot + 24 + SLOT_BYTES * other
+        for place in (slot + 4 + 4 * other, slot + 12 + 4 * other, old_copy, old_copy + 255):
+            flip_back = flipped(memory, place, 0xFF)
+            assert ff.Storage.check(memory) == (1, State.READ_WRITE)
+            flip_back()
+    assert {index: storage.read(index) for index in contents} == contents
+
+
+def test_a_slot_that_was_wiped_or_is_in_anothers_place_is_damage() -> None:
+    memory, storage = checked_store()
+    for index in range(SLOT_COUNT):
+        slot = SLOTS_AT + SLOT_SIZE * index
+        kept = memory[slot : slot + SLOT_SIZE]
+        memory[slot : slot + SLOT_SIZE] = bytes(SLOT_SIZE)
+        with pytest.raises(ValueError, match=f"damaged: slot {index} "):
+            ff.Storage.check(memory)
+        memory[slot : slot + SLOT_SIZE] = kept
+    storage.replace(1, b"one")
+    first = SLOTS_AT + SLOT_SIZE
+    memory[first + SLOT_SIZE : first + 2 * SLOT_SIZE] = memory[first : first + SLOT_SIZE]
+    with pytest.raises(ValueError, match="damaged: slot 2 "):
+        ff.Storage.check(memory)
+
+
+def test_what_is_written_over_the_wire_is_checked_too() -> None:
+    memory, storage = checked_store()
+    frames = frames_over(storage)
+    for number in range(3):
+        content = b"wire %d" % number
+        assert (
+            ask(frames, FuncID.STORAGE_REPLACE, b"\x07" + packed_str(content)).return_code
+            == ReturnCode.OK
+        )
+        assert ff.Storage.check(memory) == (1, State.READ_WRITE)
+        assert storage.read(7) == content
+
+
+def test_the_areas_may_be_missing_from_what_is_checked() -> None:
+    memory = shared(3)
+    ff.Storage(memory, workers=3, checked=True).switch(State.READ_ONLY)
+    head = mmap.mmap(-1, AREAS_AT)
+    head[:] = memory[:AREAS_AT]
+    assert ff.Storage.size_for(0) == AREAS_AT
+    assert ff.Storage.check(head) == (3, State.READ_ONLY)
+    with pytest.raises(ValueError, match=f"at least {AREAS_AT} bytes"):
+        ff.Storage.check(memoryview(head)[: AREAS_AT - 1])
+
+
+def test_a_store_without_hashes_cannot_be_checked() -> None:
+    memory = shared()
+    ff.Storage(memory)
+    with pytest.raises(ValueError, match="keeps no hashes"):
+        ff.Storage.check(memory)
+
+
+def test_flushing_needs_whole_pages() -> None:
+    ff.Storage(shared()).flush()
+    memory = mmap.mmap(-1, ff.Storage.size_for() + 64)
+    with pytest.raises(OSError, match="Invalid argument"):
+        ff.Storage(memoryview(memory)[64:]).flush()
 
 
 # --- Two over one buffer --------------------------------------------------------------------------
@@ -613,7 +735,7 @@ def test_a_write_that_waited_for_the_lock_finds_the_state_of_now(
         end = time.monotonic() + 0.005
         while time.monotonic() < end:
             time.sleep(0)  # lets go of the GIL
-        set_word(memory, STATE_AT, state)
+        set_word(memory, STATE_AT, STATE_WORDS[state])
         set_word(memory, WRITER_AT, 0)
 
     set_word(memory, WRITER_AT, 2)

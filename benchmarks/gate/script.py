@@ -1,0 +1,281 @@
+"""What the gate counts: fixed scenarios, driven through the extension.
+
+    python benchmarks/gate/script.py SOURCE [SCENARIO ...]
+
+``gate.py`` runs this under callgrind, which counts within the methods of
+ServerFrames and ClientFrames only. Each scenario runs in two forked children,
+with STEPS[0] and STEPS[1] repetitions of one step, so that what happens once
+(first allocations, preparation) drops out of the difference. A line of JSON a
+scenario tells the children's ids, and how many frames more the second one handled.
+
+SOURCE is the directory that ``iproto`` is imported from.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+import struct
+import sys
+import traceback
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iproto._fastframe import ServerFrames, Storage
+
+STEPS = (2, 10)
+
+SWITCH_READWRITE, REPLACE, READ, PING = 0x00010002, 0x00020001, 0x00020002, 0x0000FF00
+USER_FUNCTION, UNKNOWN_FUNCTION = 0x00030001, 0x00040001
+HEADER = struct.Struct("<III")
+
+Chunks = list[bytes]
+
+
+class Scenario(NamedTuple):
+    """``prepare`` returns a step, which handles so many frames each time it is called."""
+
+    frames: int
+    prepare: Callable[[], Callable[[], None]]
+
+
+# Requests. Slots hold 0 to 256 bytes, as (37 * index) % 257 has it, and indexes
+# are of one to three bytes on the wire: every length of a copy has its part.
+
+
+def frame(func_id: int, number: int, body: bytes) -> bytes:
+    return HEADER.pack(func_id, len(body), number) + body
+
+
+def msgpack_int(value: int) -> bytes:
+    if value < 0x80:
+        return bytes([value])
+    return b"\xcc" + bytes([value]) if value < 0x100 else b"\xcd" + value.to_bytes(2, "big")
+
+
+def msgpack_str(text: bytes) -> bytes:
+    if len(text) < 32:
+        return bytes([0xA0 | len(text)]) + text
+    if len(text) < 0x100:
+        return b"\xd9" + bytes([len(text)]) + text
+    return b"\xda" + len(text).to_bytes(2, "big") + text
+
+
+def index_of(number: int) -> int:
+    return number * 61 % 1000
+
+
+def content_of(index: int) -> bytes:
+    return b"x" * (37 * index % 257)
+
+
+def read(number: int) -> bytes:
+    index = msgpack_int(index_of(number))
+    shapes = (index, b"\x91" + index, b"\x81\xa2ID" + index)
+    return frame(READ, number, shapes[0 if number % 4 else number % 3])
+
+
+def write(number: int) -> bytes:
+    index = index_of(number)
+    both = (msgpack_int(index), msgpack_str(content_of(index)))
+    shapes = (
+        b"".join(both),
+        b"\x92" + b"".join(both),
+        b"\x82\xa2ID" + both[0] + b"\xa1S" + both[1],
+    )
+    return frame(REPLACE, number, shapes[0 if number % 4 else number % 3])
+
+
+def mixed(number: int) -> bytes:
+    """Of 16: 9 reads, 3 writes, a PING, a switch, and two that are refused."""
+    kind = number % 16
+    if kind in (2, 7, 12):
+        return write(number)
+    others = {
+        4: frame(PING, number, b""),
+        9: frame(SWITCH_READWRITE, number, b""),
+        11: frame(READ, number, msgpack_int(1000)),
+        14: frame(UNKNOWN_FUNCTION, number, b""),
+    }
+    return others.get(kind) or read(number)
+
+
+def call(number: int) -> bytes:
+    return frame(USER_FUNCTION, number, msgpack_str(b"y" * (number % 40)))
+
+
+def chunks(make: Callable[[int], bytes], depth: int, count: int) -> Chunks:
+    frames = [make(number) for number in range(depth * count)]
+    return [b"".join(frames[at : at + depth]) for at in range(0, len(frames), depth)]
+
+
+def halved(whole: Chunks) -> Chunks:
+    """Each chunk as two, cut in the middle: most often within a frame."""
+    return [part for c in whole for part in (c[: len(c) // 2], c[len(c) // 2 :])]
+
+
+# Ways to drive them.
+
+
+def new_storage() -> Storage:
+    from iproto._fastframe import Storage
+
+    storage = Storage()
+    for index in range(1000):
+        storage.replace(index, content_of(index))
+    return storage
+
+
+def new_frames() -> ServerFrames:
+    from iproto._fastframe import ServerFrames
+
+    return ServerFrames(
+        new_storage(),
+        mailru=False,
+        max_body=1 << 20,
+        max_calls=1000,
+        functions={USER_FUNCTION: 8},
+    )
+
+
+def through_socket(what: Chunks) -> Callable[[], None]:
+    frames = new_frames()
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(10.0)  # a scenario that waits for a reply in vain says so
+    fd = ours.fileno()
+    replies = [len(new_frames().feed(chunk) or b"") for chunk in what]
+
+    def step(_ours: socket.socket = ours) -> None:
+        for chunk, size in zip(what, replies, strict=True):
+            theirs.sendall(chunk)
+            assert frames.receive(fd) == 0
+            got = 0
+            while got < size:
+                got += len(theirs.recv(size - got))
+
+    return step
+
+
+def through_feed(what: Chunks) -> Callable[[], None]:
+    frames = new_frames()
+
+    def step() -> None:
+        for chunk in what:
+            frames.feed(chunk)
+            assert frames.status == 0
+
+    return step
+
+
+def through_calls(what: Chunks) -> Callable[[], None]:
+    from iproto._fastframe import HAS_CALLS
+
+    frames = new_frames()
+    ours, theirs = socket.socketpair()
+    fd = ours.fileno()
+
+    def step(_ours: socket.socket = ours) -> None:
+        for chunk in what:
+            theirs.sendall(chunk)
+            assert frames.receive(fd) == HAS_CALLS
+            for func_id, request_id, body, arrived in frames.take_calls():
+                frames.reply(func_id, request_id, 0, body, arrived)
+            frames.flush(fd)
+            assert frames.status == 0
+            assert theirs.recv(1 << 16)
+
+    return step
+
+
+def client_reads(count: int, bulk: int) -> Callable[[], None]:
+    """Reads in bulks of so many: ``read_many``; or, if it is 1, one ``read`` after the other."""
+    from iproto._fastframe import AS_TEXT, ClientFrames
+
+    frames = ClientFrames(mailru=False, max_body=1 << 20)
+    indexes = [index_of(number) for number in range(count)]
+    bodies = [bytes(4) + msgpack_str(content_of(index)) for index in indexes]
+    lengths = [len(body) - 4 for body in bodies]  # of dialect vk: without the return_code
+
+    def replies(first: int, at: int) -> bytes:
+        parts = []
+        for number in range(bulk):
+            parts.append(HEADER.pack(READ, lengths[at + number], first + number))
+            parts.append(bodies[at + number])
+        return b"".join(parts)
+
+    def step() -> None:
+        for at in range(0, count, bulk):
+            if bulk == 1:
+                first = frames.read(indexes[at], AS_TEXT, None, 0.0)
+            else:
+                first = frames.read_many(indexes[at : at + bulk], AS_TEXT, None, 0.0)
+            frames.take()
+            ((_, error, _result),) = frames.feed(replies(first, at))
+            assert error is None
+
+    return step
+
+
+def scenario(
+    drive: Callable[[Chunks], Callable[[], None]],
+    make: Callable[[int], bytes],
+    depth: int,
+    count: int,
+) -> Scenario:
+    return Scenario(depth * count, lambda: drive(chunks(make, depth, count)))
+
+
+SCENARIOS = {
+    "read, depth 1": scenario(through_socket, read, 1, 96),
+    "read, depth 16": scenario(through_socket, read, 16, 6),
+    "read, depth 256": scenario(through_socket, read, 256, 2),
+    "write, depth 1": scenario(through_socket, write, 1, 96),
+    "write, depth 16": scenario(through_socket, write, 16, 6),
+    "mixed, depth 16": scenario(through_socket, mixed, 16, 6),
+    "feed: read, depth 1": scenario(through_feed, read, 1, 96),
+    "feed: read, depth 16": scenario(through_feed, read, 16, 6),
+    "feed: read, depth 16, halved": Scenario(96, lambda: through_feed(halved(chunks(read, 16, 6)))),
+    "users' calls, depth 16": scenario(through_calls, call, 16, 6),
+    "client: read": Scenario(96, lambda: client_reads(96, 1)),
+    "client: read_many of 1000": Scenario(1000, lambda: client_reads(1000, 1000)),
+}
+
+
+def run_child(steps: int, prepare: Callable[[], Callable[[], None]]) -> int:
+    """Runs so many steps in a child; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            step = prepare()
+            for _ in range(steps):
+                step()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    if status:
+        sys.exit(f"a child ended with status {status}")
+    return pid
+
+
+def main() -> None:
+    source, *names = sys.argv[1:]
+    sys.path.insert(0, source)
+    import iproto._fastframe  # once, before the children are forked
+
+    gc.disable()
+    assert iproto._fastframe.__file__.startswith(source), iproto._fastframe.__file__
+    for name in names or SCENARIOS:
+        frames, prepare = SCENARIOS[name]
+        children = [run_child(steps, prepare) for steps in STEPS]
+        ran = {"scenario": name, "children": children, "frames": frames * (STEPS[1] - STEPS[0])}
+        print(json.dumps(ran), flush=True)
+
+
+if __name__ == "__main__":
+    main()
