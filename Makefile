@@ -21,6 +21,12 @@ serve: $(BUILT) ## Build, and serve on 127.0.0.1:8080 with metrics on 127.0.0.1:
 test: $(BUILT) ## Build, and run all tests
 	$(BIN)/python -m pytest
 
+SECONDS ?= 60
+
+.PHONY: soak
+soak: $(BUILT) ## Kill workers under load for SECONDS, and check every slot's history
+	$(BIN)/python tests/soak.py --seconds $(SECONDS)
+
 .PHONY: lint
 lint: $(BUILT) ## Style and types
 	$(BIN)/ruff check .

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -134,6 +136,44 @@ def test_a_killed_worker_is_replaced_and_its_counters_stay() -> None:
         assert len(pids(running)) == 2
         with running.peer() as peer:
             assert peer.read(1) == "kept"
+        for peer in peers:
+            peer.sock.close()
+
+
+WRITER_AT = 64
+"""Where the lock's writer word is in the store, layout version 1."""
+
+
+def test_a_worker_that_dies_holding_the_lock_holds_up_nobody_for_long() -> None:
+    with supervised() as running:
+        victim, survivor = pids(running)
+        peers = [running.peer() for _ in range(12)]
+        for peer in peers:
+            assert peer.read(0) == ""
+        # The victim is stopped, and the lock claimed in its name: as if it had
+        # been hit just behind the instruction that claims it.
+        os.kill(victim, signal.SIGSTOP)
+        orders = json.loads(
+            re.search(rb"IPROTO_WORKER=([^\0]*)", Path(f"/proc/{victim}/environ").read_bytes())[1]  # type: ignore[index]
+        )
+        with open(f"/proc/{victim}/fd/{orders['storage']}", "r+b", buffering=0) as memory:
+            memory.seek(WRITER_AT)
+            memory.write(struct.pack("<I", 1 + orders["area"]))
+        begun = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        for peer in peers:
+            with contextlib.suppress(ConnectionError):
+                peer.send(replace_frame(1, "after"))
+        codes = []
+        for peer in peers:
+            with contextlib.suppress(ConnectionError, EOFError):
+                codes.append(peer.reply().code)
+        took = time.monotonic() - begun
+        assert codes
+        assert set(codes) == {0}
+        assert took < 0.9, "the survivors waited for the lock's time limit, not for the recovery"
+        running.wait_for("holding the storage's lock, which is freed")
+        assert alive(survivor)
         for peer in peers:
             peer.sock.close()
 

@@ -96,6 +96,11 @@ class Config:
         workers: 1..256, or ``"auto"``; None for no worker processes. Only
             ``iproto serve`` starts any.
         worker_timeout: seconds, 1..86400.
+        storage_file: path of a file to keep the storage in; None for memory
+            alone. Only ``iproto serve`` and :func:`iproto.run` open it; see
+            :func:`iproto.storage_file.open_storage` for a server of your own.
+        storage_sync: seconds, 0..86400; 0 for never. Without effect without a
+            ``storage_file``.
         backlog: 1..65535.
         loop: ``"auto"``, ``"uvloop"`` or ``"asyncio"``; only ``iproto serve`` and
             :func:`iproto.run` start a loop.
@@ -154,6 +159,18 @@ class Config:
         "replace a worker whose event loop has not run for so long",
         metavar="SECONDS",
     )
+    storage_file: str | None = _setting(
+        None,
+        "file that keeps slots and state across restarts and crashes; made if it is not there; "
+        "without, they are in memory and begin empty",
+        metavar="PATH",
+    )
+    storage_sync: float = _setting(
+        0.0,
+        "flush the storage file to the disk every so often, and at the end; 0 leaves the moment "
+        "to the system, which matters only when that crashes or the power fails",
+        metavar="SECONDS",
+    )
     backlog: int = _setting(
         4096, "connections that may wait to be accepted (the system may allow fewer)", metavar="N"
     )
@@ -200,6 +217,9 @@ class Config:
             if isinstance(self.workers, str) and self.workers.isdecimal():
                 self._put("workers", int(self.workers))
             self._check_range("workers", 1, 256, "processes, or 'auto'", whole=True)
+        if self.storage_file is not None and (not self.storage_file or "\0" in self.storage_file):
+            raise ConfigError(f"storage_file is {self.storage_file!r}; it must be a path")
+        self._check_range("storage_sync", 0, 86_400, "seconds")
         self._check_range("backlog", 1, 65_535, "connections")
 
     @property

@@ -14,16 +14,17 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iproto import listeners
+from iproto import listeners, systemd
 from iproto._fastframe import ServerFrames, Storage
 from iproto.config import Address, Config
 from iproto.errors import ConfigError
 from iproto.metrics import MetricsEndpoint
 from iproto.protocol import Connection
 from iproto.pulse import Pulse
+from iproto.storage_file import Flusher, open_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
     from iproto.app import App, Calls, Function, Reply
@@ -179,6 +180,21 @@ class Server:
 
     # Connections.
 
+    def accept_at(self, more: Iterable[socket.socket]) -> None:
+        """Accepts at further listening sockets, until ``leave``."""
+        for listener in more:
+            if self.ready and listener not in self._listeners:
+                self._listeners.append(listener)
+                self._watch_listener(listener)
+
+    def leave(self, listeners_of_others: Iterable[socket.socket]) -> None:
+        """Accepts no more at these; the sockets stay open."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners_of_others:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+                loop.remove_reader(listener.fileno())
+
     def _watch_listener(self, listener: socket.socket) -> None:
         if listener in self._listeners:
             loop = asyncio.get_running_loop()
@@ -322,18 +338,29 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
     """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
 
     Args:
-        config, app, storage: as for :class:`Server`.
+        config, app, storage: as for :class:`Server`; the storage is that in
+            ``config.storage_file``, if one is named.
 
     Returns:
         The exit code: 0 after a clean drain, 1 if the drain timed out,
         128 + the signal's number after a second signal.
 
     Raises:
-        ConfigError: an address cannot be listened on, or the loop is not to be had.
+        ConfigError: an address cannot be listened on, the loop is not to be had,
+            or the storage file cannot be used, or there is a storage beside it.
     """
-    return run_in_loop(
-        new_loop(config.loop), lambda: _serve_until_signal(Server(config, app, storage))
-    )
+    with contextlib.ExitStack() as stack:
+        if config.storage_file is not None:
+            if storage is not None:
+                raise ConfigError("give a storage or a storage_file, not both")
+            storage = stack.enter_context(open_storage(config.storage_file)).storage
+            stack.enter_context(Flusher(storage, config.storage_sync))
+        return run_in_loop(
+            new_loop(config.loop),
+            lambda: _serve_until_signal(
+                Server(config, app, storage, given=systemd.given_listeners() or None)
+            ),
+        )
 
 
 def run_in_loop(
@@ -366,7 +393,10 @@ async def _serve_until_signal(server: Server) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, int(number))
     await server.start()
+    systemd.notify("READY=1", f"STATUS=serving {', '.join(map(str, server.addresses))}")
+    watchdog = asyncio.ensure_future(systemd.feed_watchdog())
     name = signal.Signals(await first).name
+    systemd.notify("STOPPING=1", "STATUS=draining")
     logger.info(
         "%s: draining, at most %g s; a second signal ends at once",
         name,
@@ -374,6 +404,7 @@ async def _serve_until_signal(server: Server) -> int:
     )
     drain = asyncio.ensure_future(server.drain())
     await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    watchdog.cancel()
     if drain.done():
         return 0 if drain.result() else 1
     drain.cancel()

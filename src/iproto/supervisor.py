@@ -6,8 +6,8 @@ them. What each event leads to:
 
 - A worker dies: what it held of the lock is freed (Storage.recover), and
   another starts in its place, at once, or after a growing delay if it died
-  young. Connections that wait at its listeners are not lost: the supervisor
-  holds the sockets open, and the next worker accepts them.
+  young and others serve. Connections that wait at its listeners are not lost: the supervisor
+  holds the sockets open, and another worker accepts them meanwhile.
 - A worker's event loop does not run any more: it is killed, and so replaced.
 - SIGHUP: a rolling restart. For one worker after the other a fresh one starts
   beside it, at the same listeners; when that is ready, the old one retires.
@@ -23,6 +23,7 @@ takes its place never share one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -37,14 +38,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iproto import listeners, upgrade
+from iproto import listeners, systemd, upgrade
 from iproto._fastframe import Storage
 from iproto.cpus import usable_cpus
 from iproto.errors import ConfigError
 from iproto.metrics import MetricsEndpoint, WorkerFigures, WorkersCollector
 from iproto.server import run_in_loop
+from iproto.storage_file import Flusher, open_storage
 from iproto.upgrade import Inheritance, InheritedWorker
-from iproto.worker import EXIT_USAGE, ORDERS, RETIRE, Orders
+from iproto.worker import ACCEPT, EXIT_USAGE, LEAVE, ORDERS, RETIRE, Orders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -92,6 +94,13 @@ class Worker:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.retiring = False
+        self.covers: set[int] = set()  # positions whose listeners it serves beside its own
+
+    def order(self, word: str, position: int | None = None) -> None:
+        """Tells the worker something; a worker that is just dying does not hear it."""
+        line = word if position is None else f"{word} {position}"
+        with contextlib.suppress(OSError):
+            self.control.send(line.encode() + b"\n")
 
     def signal(self, number: int) -> None:
         """Sends a signal; the process is our child, so the number is still its own."""
@@ -104,6 +113,7 @@ class Position:
     def __init__(self) -> None:
         self.restarts = 0  # workers that died and were replaced
         self.delay = 0.0  # seconds before the next start
+        self.timer: asyncio.TimerHandle | None = None  # of a start that is delayed
         self.cpu_seconds = 0.0  # of the workers that are gone
         self.cpu_shown = 0.0  # the most that was ever shown
 
@@ -125,7 +135,10 @@ class Supervisor:
             self._memory_fd = self._inheritance.memory
         else:
             self.count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
-            self._memory_fd = _shared_memory(Storage.size_for(self._area_count))
+            if config.storage_file is not None:
+                self._memory_fd = open_storage(config.storage_file, self._area_count).fd
+            else:
+                self._memory_fd = _shared_memory(Storage.size_for(self._area_count))
         self.storage = Storage(mmap.mmap(self._memory_fd, 0), workers=self._area_count, worker=0)
         self.positions = [Position() for _ in range(self.count)]
         self.workers: list[Worker] = []  # all that are alive
@@ -202,6 +215,7 @@ class Supervisor:
         upgrade.release_signals()
         metrics = None
         watch = asyncio.ensure_future(self._watch())
+        watchdog = asyncio.ensure_future(systemd.feed_watchdog())
         try:
             if self._inheritance is not None:
                 self._inherit(self._inheritance)
@@ -220,6 +234,9 @@ class Supervisor:
                     self.count,
                     f", metrics on http://{metrics.address}/metrics" if metrics else "",
                 )
+                systemd.notify(
+                    "READY=1", f"STATUS=serving {', '.join(where)} with {self.count} workers"
+                )
                 if self._inheritance is not None:
                     self._begin(self._roll)
                 number = await signals.get()
@@ -227,15 +244,19 @@ class Supervisor:
             return self._failure if self._failure is not None else await self._stop(0, signals)
         finally:
             watch.cancel()
+            watchdog.cancel()
             await self._kill_all()
             for sockets in self._listeners:
                 for sock in sockets:
-                    listeners.close(sock)
+                    sock.close() if systemd.is_given(sock) else listeners.close(sock)
             if metrics is not None:
                 await metrics.close()
             logger.info("stopped")
 
     def _listen(self) -> None:
+        self._listeners += [[sock] for sock in systemd.given_listeners()]
+        if self._listeners:
+            return
         for address in self.config.addresses:
             self._listeners.append(
                 listeners.listen(address, self.config.backlog, copies=self.count)
@@ -273,6 +294,7 @@ class Supervisor:
     async def _stop(self, number: int, signals: asyncio.Queue[int]) -> int:
         """All workers drain; those that take too long are killed."""
         self._stopping = True
+        systemd.notify("STOPPING=1", "STATUS=draining")
         if self._rolling is not None:
             self._rolling.cancel()
         limit = self.config.drain_timeout
@@ -315,6 +337,7 @@ class Supervisor:
 
     def _start(self, position: int) -> Worker | None:
         """Starts a worker at a position; None when the supervisor is stopping."""
+        self.positions[position].timer = None
         if self._stopping:
             return None
         taken = {worker.area for worker in self.workers}
@@ -323,23 +346,27 @@ class Supervisor:
             asyncio.get_running_loop().call_later(WATCH_PERIOD, self._start, position)
             return None
         ours, theirs = socket.socketpair()
-        # Its own queue of each address, or the one that all share.
-        sockets = [group[position % len(group)] for group in self._listeners]
-        inherited = [self._memory_fd, theirs.fileno(), *(sock.fileno() for sock in sockets)]
+        # By position: its own queue of each address, or the one that all share.
+        queues = [
+            [group[other % len(group)].fileno() for group in self._listeners]
+            for other in range(self.count)
+        ]
+        inherited = {self._memory_fd, theirs.fileno(), *(fd for fds in queues for fd in fds)}
         orders = Orders(
             config={**dataclasses.asdict(self.config), "metrics_bind": None},
             app=self._app,
             areas=self._area_count,
             area=free[0],
             storage=self._memory_fd,
-            listeners=[sock.fileno() for sock in sockets],
+            position=position,
+            listeners=queues,
             control=theirs.fileno(),
         )
         process = subprocess.Popen(
             [sys.executable, "-m", "iproto.worker"],
             stdin=subprocess.DEVNULL,
             env={**os.environ, ORDERS: json.dumps(orders._asdict())},
-            pass_fds=inherited,
+            pass_fds=tuple(inherited),
             start_new_session=True,  # Ctrl-C is for the supervisor, which tells the workers
         )
         theirs.close()
@@ -363,7 +390,38 @@ class Supervisor:
         self._name_rows(json.loads(said)["rows"])
         worker.ready.set()
         logger.debug("worker %d is ready (pid %d)", worker.position, worker.pid)
+        self._cover()
         self._changed.set()
+
+    def _cover(self) -> None:
+        """Has the listeners of positions without a worker served by another one.
+
+        Else what waits there would wait until the position's next worker is
+        ready, which can take as long as the delay before its start.
+        """
+        serving = [w for w in self.workers if w.ready.is_set() and not w.retiring]
+        manned = {worker.position for worker in serving}
+        covered = set()
+        for worker in serving:
+            for position in worker.covers & manned:
+                worker.order(LEAVE, position)
+            worker.covers -= manned
+            covered |= worker.covers
+        for number, position in enumerate(set(range(self.count)) - manned - covered):
+            if serving:
+                helper = serving[number % len(serving)]
+                helper.covers.add(position)
+                helper.order(ACCEPT, position)
+            else:
+                self._hurry(position)
+
+    def _hurry(self, position: int) -> None:
+        """Nobody serves: a start that is delayed for long comes soon."""
+        loop = asyncio.get_running_loop()
+        timer = self.positions[position].timer
+        if timer is not None and timer.when() > loop.time() + FIRST_DELAY:
+            timer.cancel()
+            self.positions[position].timer = loop.call_later(FIRST_DELAY, self._start, position)
 
     def _name_rows(self, rows: dict[str, str]) -> None:
         """Counter rows of users' functions, as the workers, which know the app, name them."""
@@ -399,6 +457,7 @@ class Supervisor:
             self._failure = EXIT_USAGE
             return
         if any(w.position == worker.position and not w.retiring for w in self.workers):
+            self._cover()
             return  # a rolling restart is at this position: the other one stays
         lived = time.monotonic() - worker.begun
         if lived >= YOUNG:
@@ -413,8 +472,9 @@ class Supervisor:
             f" in {position.delay:g} s" if position.delay else "",
         )
         position.restarts += 1
-        loop.call_later(position.delay, self._start, worker.position)
+        position.timer = loop.call_later(position.delay, self._start, worker.position)
         position.delay = min(max(FIRST_DELAY, 2 * position.delay), LONGEST_DELAY)
+        self._cover()
 
     async def _watch(self) -> None:
         """Kills workers that hang; their deaths do the rest."""
@@ -445,7 +505,13 @@ class Supervisor:
         if self._rolling is not None and not self._rolling.done():
             logger.warning("a restart or an upgrade is under way already; signal again after it")
             return
+        systemd.notify_reloading()
         self._rolling = asyncio.ensure_future(change())
+        self._rolling.add_done_callback(self._end)
+
+    def _end(self, _change: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            systemd.notify("READY=1")
 
     async def _roll(self) -> None:
         logger.info("restarting %d workers, one after the other", self.count)
@@ -487,7 +553,8 @@ class Supervisor:
         if worker.ended.is_set():
             return
         worker.retiring = True
-        worker.control.send(RETIRE)
+        worker.order(RETIRE)
+        self._cover()
         try:
             limit = self.config.drain_timeout + DRAIN_GRACE
             await asyncio.wait_for(worker.ended.wait(), limit)
@@ -522,9 +589,11 @@ def run(config: Config, app: str = "") -> int:
         The exit code; see :meth:`Supervisor.run`.
 
     Raises:
-        ConfigError: an address cannot be listened on.
+        ConfigError: an address cannot be listened on, or the storage file cannot be used.
     """
-    return run_in_loop(asyncio.new_event_loop(), Supervisor(config, app).run)
+    supervisor = Supervisor(config, app)
+    with Flusher(supervisor.storage, config.storage_sync if config.storage_file else 0):
+        return run_in_loop(asyncio.new_event_loop(), supervisor.run)
 
 
 def _shared_memory(size: int) -> int:

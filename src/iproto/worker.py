@@ -29,8 +29,14 @@ logger = logging.getLogger("iproto.worker")
 ORDERS = "IPROTO_WORKER"
 """The variable that holds a worker's Orders, as JSON."""
 
-RETIRE = b"retire\n"
+RETIRE = "retire"
 """Tells a worker to drain, for another has taken its place at the listeners."""
+
+ACCEPT = "accept"
+"""Tells a worker, with a position, to accept at that position's listeners too."""
+
+LEAVE = "leave"
+"""Tells a worker, with a position, to leave these to their own worker again."""
 
 EXIT_USAGE = 2
 
@@ -44,7 +50,8 @@ class Orders(NamedTuple):
         areas: worker areas in the storage.
         area: the worker's own.
         storage: descriptor of the storage's memory.
-        listeners: descriptors of the listening sockets.
+        position: the worker's own position.
+        listeners: descriptors of the listening sockets, by position.
         control: descriptor of the socket to the supervisor.
     """
 
@@ -53,7 +60,8 @@ class Orders(NamedTuple):
     areas: int
     area: int
     storage: int
-    listeners: list[int]
+    position: int
+    listeners: list[list[int]]
     control: int
 
 
@@ -65,20 +73,21 @@ def main() -> int:
     try:
         app = load_app(orders.app) if orders.app else None
         memory = mmap.mmap(orders.storage, 0)
+        queues = [[socket.socket(fileno=fd) for fd in fds] for fds in orders.listeners]
         server = Server(
             config,
             app,
             Storage(memory, workers=orders.areas, worker=orders.area),
-            given=[socket.socket(fileno=fd) for fd in orders.listeners],
+            given=queues[orders.position],
         )
         with socket.socket(fileno=orders.control) as control:
-            return run_in_loop(new_loop(config.loop), lambda: _serve(server, control))
+            return run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
     except ConfigError as error:
         print(f"iproto: {error}", file=sys.stderr)
         return EXIT_USAGE
 
 
-async def _serve(server: Server, control: socket.socket) -> int:
+async def _serve(server: Server, control: socket.socket, queues: list[list[socket.socket]]) -> int:
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[bool] = loop.create_future()
 
@@ -87,11 +96,19 @@ async def _serve(server: Server, control: socket.socket) -> int:
             stop.set_result(accept)
 
     def on_control() -> None:
-        said = control.recv(len(RETIRE))
-        loop.remove_reader(control.fileno())
+        said = control.recv(4096)
         if not said:
+            loop.remove_reader(control.fileno())
             logger.warning("the supervisor is gone; draining")
-        decide(accept=not said)
+            decide(accept=True)
+        for order in said.decode().splitlines():
+            word, _, position = order.partition(" ")
+            if word == RETIRE:
+                decide(accept=False)
+            elif word == ACCEPT:
+                server.accept_at(queues[int(position)])
+            elif word == LEAVE:
+                server.leave(queues[int(position)])
 
     control.setblocking(False)
     loop.add_reader(control.fileno(), on_control)
