@@ -421,6 +421,9 @@ cdef enum:
     # Tries of the lock before the GIL is given up (about 1 us), and before the
     # CPU is (a holder that runs is done within a few us).
     SPINS_WITH_GIL = 64
+    # Looks at the readers while claiming the write lock: some us, as long as a
+    # reader holds it.
+    SPINS_WITH_CLAIM = 256
     SPINS_BEFORE_NAP = 200
     NAP_NS = 50_000
     # Longest wait for the lock; then the request is answered OVERLOADED. A
@@ -441,7 +444,8 @@ cdef enum:
 # `writer`, then looks at every `readers`. All four are sequentially consistent,
 # so of a reader and a writer that come at once at least one sees the other: a
 # reader that sees a writer takes its 1 back and waits; a writer that sees
-# readers keeps its claim, which stops new ones, and waits for these to leave.
+# readers keeps its claim for some microseconds, which stops new ones while
+# these leave, and takes it back if they do not, to wait and try again.
 # Both leave with a release store, which the next holder's look acquires.
 #
 # When a holder dies: its parent, which knows by wait() that it is dead, sets
@@ -466,10 +470,15 @@ cdef bint readers_gone(store_t* store, worker_t* workers) noexcept nogil:
 
 
 cdef bint try_write(store_t* store, worker_t* workers, uint32_t mine) noexcept nogil:
+    cdef int _spin
     if not claim_seq_cst(&store.writer, mine):
         return False
-    if readers_gone(store, workers):
-        return True
+    # The claim stops new readers, and those that are inside leave within
+    # microseconds, unless the system has stopped one of them just there.
+    for _spin in range(SPINS_WITH_CLAIM):
+        if readers_gone(store, workers):
+            return True
+        spin_hint()
     store_release(&store.writer, 0)
     return False
 
@@ -484,30 +493,17 @@ cdef void pause(uint32_t* spins) noexcept nogil:
         nap_ns(NAP_NS)
 
 
-cdef bint wait_read(store_t* store, worker_t* me) noexcept nogil:
-    cdef uint32_t spins = 0
-    cdef uint64_t deadline = clock_ns() + LOCK_WAIT_NS
-    while not try_read(store, me):
-        while load_relaxed(&store.writer) != 0:
-            pause(&spins)
-            if clock_ns() > deadline:
-                return False
-    return True
+cdef void wait_for_writer(store_t* store, uint64_t deadline) noexcept nogil:
+    """Waits until the lock looks as if it could be had; takes nothing.
 
-
-cdef bint wait_write(store_t* store, worker_t* workers, uint32_t mine) noexcept nogil:
+    Whoever waits has given up the GIL. To take the lock in here would be to
+    hold it while waiting for the GIL, which another thread of this process may
+    keep for as long as it likes, and all workers would wait for that thread.
+    """
     cdef uint32_t spins = 0
-    cdef uint64_t deadline = clock_ns() + LOCK_WAIT_NS
-    while not claim_seq_cst(&store.writer, mine):
+    pause(&spins)
+    while load_relaxed(&store.writer) != 0 and clock_ns() < deadline:
         pause(&spins)
-        if clock_ns() > deadline:
-            return False
-    while not readers_gone(store, workers):
-        pause(&spins)
-        if clock_ns() > deadline:
-            store_release(&store.writer, 0)
-            return False
-    return True
 
 
 # --- The store -----------------------------------------------------------------------------------
@@ -720,7 +716,7 @@ cdef class Storage:
         store_release(&self.store.state, wanted)
         self.unlock_write()
 
-    def recover(self, int worker):
+    def recover(self, worker):
         """Frees what a worker that is dead left locked, and closes its connections' books.
 
         Call it only when the system has said that the worker is dead: it
@@ -732,12 +728,11 @@ cdef class Storage:
         Returns:
             Whether it died holding the lock.
         """
-        if not 0 <= worker < <int>self.store.workers:
-            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
-        area = &self.areas[worker]
+        cdef uint32_t index = self._area(worker)
+        area = &self.areas[index]
         cdef bint held = load_relaxed(&area.readers) != 0
         store_release(&area.readers, 0)
-        held = take_back(&self.store.writer, 1 + worker) or held
+        held = take_back(&self.store.writer, 1 + index) or held
         cdef uint64_t closed = 0
         cdef int reason
         for reason in range(REASONS):
@@ -761,11 +756,9 @@ cdef class Storage:
         self.me.tasks = tasks
         self.me.alive_ns = clock_ns()
 
-    def silent_seconds(self, int worker):
+    def silent_seconds(self, worker):
         """Since a worker's event loop last ran; 0.0 if it never did."""
-        if not 0 <= worker < <int>self.store.workers:
-            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
-        cdef uint64_t alive = load_counter(&self.areas[worker].alive_ns)
+        cdef uint64_t alive = load_counter(&self.areas[self._area(worker)].alive_ns)
         return (clock_ns() - alive) / 1e9 if alive else 0.0
 
     def counters(self, worker=None):
@@ -780,9 +773,7 @@ cdef class Storage:
         cdef uint32_t first = 0
         cdef uint32_t last = self.store.workers
         if worker is not None:
-            if not 0 <= worker < last:
-                raise ValueError(f"worker is {worker}; it must be 0..{last - 1}")
-            first = worker
+            first = self._area(worker)
             last = first + 1
         return self._counters(first, last)
 
@@ -841,34 +832,53 @@ cdef class Storage:
 
     cdef int _index(self, index) except -1:
         index = PyNumber_Index(index)
-        if not 0 <= index < SLOTS:
+        cdef int64_t value = as_int64(index)
+        if not 0 <= value < SLOTS:
             raise OutOfRangeError(f"index {index} is outside 0..{SLOTS - 1}")
-        return index
+        return <int>value
+
+    cdef int _area(self, worker) except -1:
+        """Index of a worker's area."""
+        cdef int64_t value = as_int64(worker)
+        if not 0 <= value < self.store.workers:
+            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
+        return <int>value
 
     cdef bint lock_read(self) noexcept:
         cdef int _spin
-        cdef bint taken
-        for _spin in range(SPINS_WITH_GIL):
-            if try_read(self.store, self.me):
-                return True
-            spin_hint()
-        with nogil:
-            taken = wait_read(self.store, self.me)
-        return taken
+        cdef uint64_t deadline = 0
+        while True:
+            for _spin in range(SPINS_WITH_GIL):
+                if try_read(self.store, self.me):
+                    return True
+                spin_hint()
+            if not self._wait(&deadline):
+                return False
 
     cdef void unlock_read(self) noexcept:
         sub_release(&self.me.readers, 1)
 
     cdef bint lock_write(self) noexcept:
         cdef int _spin
-        cdef bint taken
-        for _spin in range(SPINS_WITH_GIL):
-            if try_write(self.store, self.areas, self.mine):
-                return True
-            spin_hint()
+        cdef uint64_t deadline = 0
+        while True:
+            for _spin in range(SPINS_WITH_GIL):
+                if try_write(self.store, self.areas, self.mine):
+                    return True
+                spin_hint()
+            if not self._wait(&deadline):
+                return False
+
+    cdef bint _wait(self, uint64_t* deadline) noexcept:
+        """Gives up the GIL for a while; False when the lock was waited for long enough."""
+        cdef uint64_t now = clock_ns()
+        if deadline[0] == 0:
+            deadline[0] = now + LOCK_WAIT_NS
+        elif now > deadline[0]:
+            return False
         with nogil:
-            taken = wait_write(self.store, self.areas, self.mine)
-        return taken
+            wait_for_writer(self.store, deadline[0])
+        return True
 
     cdef void unlock_write(self) noexcept:
         store_release(&self.store.writer, 0)
@@ -888,6 +898,19 @@ cdef class Storage:
             self.scratch_taken = False
         else:
             free(scratch)
+
+
+cdef int64_t as_int64(number) except? -1:
+    """An int as C has it; any that does not fit becomes INT64_MAX.
+
+    What is checked must be what is used: the operators of a subclass of int can
+    say anything. And no float is cut to an int.
+    """
+    number = PyNumber_Index(number)
+    try:
+        return number
+    except OverflowError:
+        return INT64_MAX
 
 
 cdef int check_store(store_t* found, size_t size) except -1:
@@ -1213,9 +1236,10 @@ cdef int reserve(Buffer* b, size_t more) except -1:
 
 
 cdef int append(Buffer* b, const uint8_t* data, size_t size) except -1:
-    reserve(b, size)
-    memcpy(b.data + b.end, data, size)
-    b.end += size
+    if size:  # memcpy may not be given NULL, even for no bytes
+        reserve(b, size)
+        memcpy(b.data + b.end, data, size)
+        b.end += size
     return 0
 
 
@@ -1334,17 +1358,26 @@ cdef class ServerFrames:
     cdef uint32_t[FIRST_USER] done
     cdef uint8_t* out
     cdef uint64_t arrived
+    # While a chunk is executed: see forbid_reentry.
+    cdef bint busy
 
     def __cinit__(self, Storage storage not None, *, bint mailru, uint32_t max_body,
                   uint32_t max_calls, dict functions not None):
-        for row in functions.values():
+        cdef int64_t func_id, row
+        cdef dict rows = {}  # not the caller's, who may put anything into it later
+        for key, value in functions.items():
+            func_id = as_int64(key)
+            row = as_int64(value)
+            if not 0 <= func_id <= 0xFFFFFFFF:
+                raise ValueError(f"func_id {key} is outside 0..{0xFFFFFFFF:#x}")
             if not FIRST_USER <= row < FUNCTIONS:
-                raise ValueError(f"counter row {row} is outside {FIRST_USER}..{FUNCTIONS - 1}")
+                raise ValueError(f"counter row {value} is outside {FIRST_USER}..{FUNCTIONS - 1}")
+            rows[func_id] = row
         self.storage = storage
         self.mailru = mailru
         self.max_body = max_body
         self.max_calls = max_calls
-        self.functions = functions
+        self.functions = rows
         self.calls = []
         self.farewell = b""
         self.traffic_ns = clock_ns()
@@ -1359,12 +1392,14 @@ cdef class ServerFrames:
         Returns:
             ``status``: 0 if there is nothing to look after.
         """
+        forbid_reentry(self.busy)
         cdef Storage storage = self.storage
         cdef uint8_t* scratch = storage.take_scratch()
         cdef uint8_t* chunk = scratch + OUTPUT_LIMIT + REPLY_LIMIT
         cdef ssize_t got
         cdef size_t built
         cdef int _try
+        self.busy = True
         try:
             # Once, as a rule. A chunk that brings no reply is followed by
             # another look: a reset behind it would otherwise go unnoticed, for
@@ -1384,16 +1419,20 @@ cdef class ServerFrames:
                 if built or got == RECEIVE_LIMIT or self.status & (MORE | CLOSING):
                     break
         finally:
+            self.busy = False
             storage.give_scratch(scratch)
         return self.status
 
     def resume(self, int fd):
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
+        forbid_reentry(self.busy)
         cdef uint8_t* scratch = self.storage.take_scratch()
+        self.busy = True
         try:
             self.arrived = clock_ns()
             self._send(fd, scratch, self._execute_input(scratch))
         finally:
+            self.busy = False
             self.storage.give_scratch(scratch)
         return self.status
 
@@ -1440,8 +1479,10 @@ cdef class ServerFrames:
             All replies as one ``bytes``, or None if there is none to send.
             Look at ``status`` after it, and go on with ``feed(b"")``.
         """
+        forbid_reentry(self.busy)
         cdef uint8_t* scratch = self.storage.take_scratch()
         cdef size_t built
+        self.busy = True
         try:
             if PyBytes_GET_SIZE(data):
                 built = self._take_in(<const uint8_t*>PyBytes_AS_STRING(data),
@@ -1451,6 +1492,7 @@ cdef class ServerFrames:
                 built = self._execute_input(scratch)
             return PyBytes_FromStringAndSize(<char*>scratch, built) if built else None
         finally:
+            self.busy = False
             self.storage.give_scratch(scratch)
 
     cdef inline size_t _take_in(self, const uint8_t* chunk, size_t size,
@@ -1772,7 +1814,12 @@ cdef class ServerFrames:
             func_id, request_id, arrived: as ``take_calls`` gave them.
             code: the return code.
             body: one MsgPack object.
+
+        Raises:
+            RuntimeError: there is no call left to answer.
         """
+        if self.running == 0:
+            raise RuntimeError("a reply too many: no call is running")
         cdef size_t size = PyBytes_GET_SIZE(body)
         cdef worker_t* me = self.storage.me
         cdef int row = self._row(func_id)
@@ -1798,6 +1845,7 @@ cdef class ServerFrames:
 
     def drain(self, uint64_t unread):
         """Closes once so many more bytes have been received and executed."""
+        forbid_reentry(self.busy)
         self.draining = True
         self.drain_at = self.received + unread
         if unread == 0 and not self.status & (MORE | CLOSING):
@@ -1818,6 +1866,7 @@ cdef class ServerFrames:
 
     def close(self, reason):
         """From now on nothing is executed; what was not, and what comes, is dropped."""
+        forbid_reentry(self.busy)
         if not self.status & CLOSING:
             self._close(CloseReason(reason))
         consume(&self.input, self.input.end - self.input.start)
@@ -1836,6 +1885,17 @@ cdef class ServerFrames:
     def partial_seconds(self):
         """Since the frame that is not complete yet was begun; 0.0 if there is none."""
         return (clock_ns() - self.frame_ns) / 1e9 if self.frame_ns else 0.0
+
+
+cdef inline int forbid_reentry(bint busy) except -1:
+    """Refuses a call that comes while another of the same object is in the middle of its work.
+
+    Wherever Python objects are made the garbage collector may run, and with it
+    the code of any ``__del__``; it must not free or move what is being read.
+    """
+    if busy:
+        raise RuntimeError("called while another call of the same object is at work")
+    return 0
 
 
 cdef bint is_transient(int error) noexcept nogil:
@@ -1928,6 +1988,9 @@ cdef class ClientFrames:
     cdef uint64_t taken
     # Set when the stream cannot be trusted any more: what to tell the callers.
     cdef readonly object broken
+    # While a bulk is built, and while a chunk is read: see forbid_reentry.
+    cdef bint building
+    cdef bint feeding
 
     def __cinit__(self, *, mailru, uint32_t max_body):
         self.dialect = DIALECT_UNKNOWN if mailru is None else 1 if mailru else 0
@@ -1945,6 +2008,7 @@ cdef class ClientFrames:
     def request(self, uint32_t func_id, bytes body not None, int outcome, waiter,
                 double deadline):
         """Adds a request with this body."""
+        forbid_reentry(self.building)
         cdef size_t size = PyBytes_GET_SIZE(body)
         cdef uint8_t* out
         if size > 0xFFFFFFFF:
@@ -1957,43 +2021,57 @@ cdef class ClientFrames:
 
     def read(self, index, int outcome, waiter, double deadline):
         """Adds a STORAGE_READ."""
+        forbid_reentry(self.building)
         self._put_read(index)
         return self._await_one(READ, outcome, waiter, deadline)
 
     def replace(self, index, content, waiter, double deadline):
         """Adds a STORAGE_REPLACE; the content is str or bytes."""
+        forbid_reentry(self.building)
         self._put_replace(index, content)
         return self._await_one(REPLACE, NOTHING, waiter, deadline)
 
     def read_many(self, list indexes not None, int outcome, waiter, double deadline):
         """Adds a STORAGE_READ for each; the outcome is the list of results."""
+        forbid_reentry(self.building)
         cdef size_t start = self.output.end - self.output.start
         cdef uint32_t first = self.next_id
-        if not indexes:
+        # A copy, for the caller's list can change below: an item may be any object.
+        cdef list own = list(indexes)
+        if not own:
             raise ValueError(NOTHING_TO_ASK)
+        self.building = True
         try:
-            for index in indexes:
+            for index in own:
                 self._put_read(index)
                 self.next_id += 1
+            return self._await_many(READ, outcome, waiter, deadline, first, len(own))
         except BaseException:
             self._take_back(start, first)
             raise
-        return self._await_many(READ, outcome, waiter, deadline, first, len(indexes))
+        finally:
+            self.building = False
 
     def replace_many(self, list items not None, waiter, double deadline):
         """Adds a STORAGE_REPLACE for each ``(index, content)``."""
+        forbid_reentry(self.building)
         cdef size_t start = self.output.end - self.output.start
         cdef uint32_t first = self.next_id
-        if not items:
+        # A copy, for the caller's list can change below: an item may be any object.
+        cdef list own = list(items)
+        if not own:
             raise ValueError(NOTHING_TO_ASK)
+        self.building = True
         try:
-            for index, content in items:
+            for index, content in own:
                 self._put_replace(index, content)
                 self.next_id += 1
+            return self._await_many(REPLACE, NOTHING, waiter, deadline, first, len(own))
         except BaseException:
             self._take_back(start, first)
             raise
-        return self._await_many(REPLACE, NOTHING, waiter, deadline, first, len(items))
+        finally:
+            self.building = False
 
     cdef int _take_back(self, size_t start, uint32_t first) except -1:
         """Unbuilds a bulk that one of its items spoiled."""
@@ -2068,6 +2146,7 @@ cdef class ClientFrames:
 
     def take(self):
         """The requests built since the last time, to be sent."""
+        forbid_reentry(self.building)
         cdef size_t size = self.output.end - self.output.start
         data = PyBytes_FromStringAndSize(<char*>self.output.data + self.output.start, size)
         consume(&self.output, size)
@@ -2150,21 +2229,26 @@ cdef class ClientFrames:
             not. If ``broken`` is set afterwards, the stream is lost from there
             on and the connection must be closed.
         """
+        forbid_reentry(self.feeding)
         cdef size_t size = PyBytes_GET_SIZE(data)
         cdef size_t used
         cdef const uint8_t* chunk = <const uint8_t*>PyBytes_AS_STRING(data)
         cdef list outcomes = []
         if self.broken is not None:
             return outcomes
-        if self.input.end != self.input.start:
-            append(&self.input, chunk, size)
-            used = self._scan(self.input.data + self.input.start,
-                              self.input.end - self.input.start, outcomes)
-            consume(&self.input, used)
-        else:
-            used = self._scan(chunk, size, outcomes)
-            if used < size:
-                append(&self.input, chunk + used, size - used)
+        self.feeding = True
+        try:
+            if self.input.end != self.input.start:
+                append(&self.input, chunk, size)
+                used = self._scan(self.input.data + self.input.start,
+                                  self.input.end - self.input.start, outcomes)
+                consume(&self.input, used)
+            else:
+                used = self._scan(chunk, size, outcomes)
+                if used < size:
+                    append(&self.input, chunk + used, size - used)
+        finally:
+            self.feeding = False
         return outcomes
 
     cdef size_t _scan(self, const uint8_t* data, size_t size, list outcomes) except? 0:

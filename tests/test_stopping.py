@@ -164,6 +164,64 @@ def test_a_drain_ends_at_its_time_limit_with_exit_code_1(slow_app: Path) -> None
         assert "aborting 1 connections that were not done in time" in log
 
 
+STUBBORN_APP = """
+import asyncio, time
+import iproto
+
+app = iproto.App()
+
+@app.function(0x30001)
+async def swallow() -> None:
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+@app.function(0x30002)
+async def thread() -> None:
+    await asyncio.to_thread(time.sleep, 60)
+"""
+
+
+@pytest.mark.parametrize("func_id", [0x30001, 0x30002])
+def test_a_function_that_will_not_end_does_not_hold_up_the_end(
+    tmp_path: Path, func_id: int
+) -> None:
+    (tmp_path / "stubborn.py").write_text(STUBBORN_APP)
+    with (
+        serve_process("stubborn:app", "--drain-timeout", "0.1", cwd=tmp_path) as running,
+        running.peer() as peer,
+    ):
+        peer.send(frame(func_id) + frame(FuncID.PING, request_id=3))
+        assert peer.reply().request_id == 3
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 1
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_slow_reader_that_still_sends_gets_all_replies_of_a_drain(loop: str) -> None:
+    """Closing while it sends would reset the connection, and destroy what it has not read."""
+    count = 8000
+    with serve_process("--loop", loop) as running, running.peer() as filler:
+        filler.send(replace_frame(0, bytes(256)))
+        assert filler.reply().code == 0
+        filler.sock.close()
+        with Peer(parse_address(running.addresses[0]), receive_buffer=8192) as peer:
+            peer.send(read_frame(0) * count)
+            running.process.send_signal(signal.SIGTERM)
+            running.wait_for("draining 1 connections")
+            got = 0
+            while chunk := peer.sock.recv(1 << 15):
+                got += len(chunk)
+                threading.Event().wait(0.02)  # 3 s and more in all: beyond the linger's 2 s
+                with contextlib.suppress(OSError):
+                    peer.send(frame(FuncID.PING))
+            assert got == count * 275
+            peer.sock.close()
+        assert running.end()[0] == 0
+
+
 def test_a_second_signal_ends_at_once(slow_app: Path) -> None:
     with serve_process("slow:app", cwd=slow_app) as running, running.peer() as peer:
         peer.send(frame(0x30001) + frame(FuncID.PING, request_id=3))

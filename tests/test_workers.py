@@ -260,6 +260,28 @@ def test_workers_whose_supervisor_is_killed_drain_and_end() -> None:
         wait_until(lambda: not any(alive(pid) for pid in workers))
 
 
+def test_workers_whose_supervisor_dies_before_it_hears_them_end_too() -> None:
+    """What a worker said is unread then, which makes its end of the line a reset."""
+    with supervised() as running:
+        first = set(pids(running))
+        os.kill(running.process.pid, signal.SIGSTOP)
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        os.kill(running.process.pid, signal.SIGCONT)
+        wait_until(lambda: bool(set(pids(running)) - first))
+        os.kill(running.process.pid, signal.SIGSTOP)
+        started = set(pids(running)) - first
+        wait_until(lambda: all(b"_fastframe" in maps(pid) for pid in started))
+        running.process.kill()
+        wait_until(lambda: not any(alive(pid) for pid in started))
+
+
+def maps(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/maps").read_bytes()
+    return b"_fastframe"
+
+
 def alive(pid: int) -> bool:
     with contextlib.suppress(OSError):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

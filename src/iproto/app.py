@@ -238,7 +238,9 @@ class Calls:
                 return
             answer = _pack(function.call(*arguments))
             code = int(ReturnCode.OK)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise  # Ctrl-C, where no handler is set: it is not the function's
+        except BaseException as error:
             code, answer = _failure(function, error)
         self._reply(func_id, request_id, code, answer, arrived)
 
@@ -283,7 +285,8 @@ class Calls:
                 answer = _pack(f"{function.name} ran for its limit of {function.timeout} s")
             else:
                 code, answer = _failure(function, error)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            # Whatever it is, the client waits for an answer, and others for this one's place.
             code, answer = _failure(function, error)
         if not self._cancelled:
             self._reply(function.func_id, request_id, code, answer, arrived)
@@ -292,7 +295,13 @@ class Calls:
 def _failure(function: Function, error: BaseException) -> tuple[int, bytes]:
     """Return code and body for what a function raised: the one place that maps them."""
     if isinstance(error, Error):
-        return error.code, _pack(error.text)
+        try:
+            return Error(error.code, error.text).code, _pack(error.text)
+        except (
+            Exception
+        ) as unfit:  # a subclass of its own making: no code, or a text of another type
+            unfit.__context__ = error
+            error = unfit
     logger.error("function %s (%#010x) failed", function.name, function.func_id, exc_info=error)
     return ReturnCode.INTERNAL, _pack(f"{function.name} failed; the server's log has the details")
 
@@ -322,7 +331,7 @@ def _unpack_all(body: bytes) -> list[Any]:
         raise IllegalParamsError(
             f"body of {len(body)} bytes ends within an object that begins at byte {end}"
         ) from None
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         reason = str(error) or type(error).__name__
         raise IllegalParamsError(f"body of {len(body)} bytes is not MsgPack: {reason}") from None
     return objects

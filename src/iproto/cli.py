@@ -286,7 +286,7 @@ def _serve(options: argparse.Namespace) -> int:
     app = startup.load_app(options.app) if options.app else None
     from iproto.server import run
 
-    return run(config, app)
+    return startup.leave(run(config, app))
 
 
 def _client(options: argparse.Namespace) -> Client:

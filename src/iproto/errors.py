@@ -47,9 +47,10 @@ class Error(IprotoError):
     """
 
     def __init__(self, code: int, text: str) -> None:
-        if not 0 < code < 2**32:
+        if not isinstance(code, int) or not 0 < code < 2**32:
+            shown = f"{code:#x}" if isinstance(code, int) else repr(code)
             raise ConfigError(
-                f"return code {code:#x} cannot stand for an error: it must be 1..0xffffffff, "
+                f"return code {shown} cannot stand for an error: it must be 1..0xffffffff, "
                 "by convention with a low byte of 1 (try again) or 2 (error), like 0x5102"
             )
         super().__init__(code, text)

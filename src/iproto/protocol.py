@@ -19,6 +19,7 @@ destroy replies that the client has not read yet; then it is *closed*.
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -87,6 +88,7 @@ class Connection:
         "_reason",
         "_sock",
         "_timer",
+        "_unacknowledged",
         "_writing",
     )
 
@@ -117,6 +119,7 @@ class Connection:
         self._reason: CloseReason | None = None
         self._finishing = False
         self._linger_until = 0.0  # on the loop's clock
+        self._unacknowledged = 0  # bytes of the last replies, when last looked at
         self._closed = False
         self._watch(reading=True)
 
@@ -152,8 +155,12 @@ class Connection:
 
     @property
     def owes_nothing(self) -> bool:
-        """Whether every reply is sent, and only the client's own close is missing."""
-        return self._finishing and not self._frames.status & HAS_UNSENT
+        """Whether every reply has been taken, and only the client's own close is missing."""
+        return (
+            self._finishing
+            and not self._frames.status & HAS_UNSENT
+            and _unacknowledged_bytes(self._fd) == 0
+        )
 
     def abort(self) -> None:
         """Closes at once; what was not sent is lost."""
@@ -204,7 +211,8 @@ class Connection:
         self._frames.flush(self._fd)
         self._frames.close(CloseReason.CLIENT)  # unless it knows another reason
         self._linger_until = self._loop.time() + LINGER
-        self._rearm(LINGER_LOOK if self._draining else LINGER)
+        self._unacknowledged = _unacknowledged_bytes(self._fd)
+        self._rearm(LINGER_LOOK if self._draining or self._unacknowledged else LINGER)
         self._advance()
 
     def _linger(self) -> None:
@@ -289,7 +297,10 @@ class Connection:
         if self._finishing:
             return self._linger_left(), frames.close_reason or CloseReason.CLIENT
         if frames.running:
-            return allowed, CloseReason.IDLE  # It is the client that waits.
+            # It is the client that waits; but while nothing is read of it, nothing
+            # else tells that it is gone.
+            gone = not self._reading and _is_broken(self._fd)
+            return (0.0, CloseReason.RESET) if gone else (allowed, CloseReason.IDLE)
         partial = frames.partial_seconds()
         if partial and self._reading:
             return allowed - partial, CloseReason.INCOMPLETE_FRAME
@@ -298,15 +309,20 @@ class Connection:
     def _linger_left(self) -> float:
         """Seconds to wait for the client's own close.
 
-        While the server drains: none once the client's system has acknowledged
-        the last byte, for then a reset can destroy nothing any more. A client
-        that is idle may not look at its socket for hours.
+        None is over while the client's system takes what is left of the
+        replies, for closing could reset the connection and destroy them. While
+        the server drains, none is left once the last byte is acknowledged: a
+        client that is idle may not look at its socket for hours.
         """
-        if not self._draining:
-            return self._linger_until - self._loop.time()
-        if _unacknowledged_bytes(self._fd) == 0:
+        now = self._loop.time()
+        waiting = _unacknowledged_bytes(self._fd)
+        if waiting < self._unacknowledged:
+            self._linger_until = now + LINGER
+        self._unacknowledged = waiting
+        if waiting == 0 and self._draining:
             return 0.0
-        return min(LINGER_LOOK, self._linger_until - self._loop.time())
+        left = self._linger_until - now
+        return min(LINGER_LOOK, left) if self._draining or waiting else left
 
     def _rearm(self, seconds: float) -> None:
         self._timer.cancel()
@@ -319,11 +335,18 @@ def _unread_bytes(fd: int) -> int:
 
 
 def _unacknowledged_bytes(fd: int) -> int:
-    """What the system still has to deliver; 1 where it does not tell (macOS)."""
+    """What the system still has to deliver; 0 where it does not tell (macOS)."""
     try:
         return _ask_socket(fd, termios.TIOCOUTQ)
     except OSError:
-        return 1
+        return 0
+
+
+def _is_broken(fd: int) -> bool:
+    """Whether a connection was reset, or both its sides are closed."""
+    poll = select.poll()
+    poll.register(fd, 0)  # errors and hang-ups are always told
+    return bool(poll.poll(0))
 
 
 def _ask_socket(fd: int, question: int) -> int:

@@ -39,6 +39,9 @@ ACCEPTS_A_TURN = 64
 # (too many open files, no memory): trying again at once would only burn CPU.
 ACCEPT_PAUSE = 0.5
 
+# Seconds that cancelled calls have to end, when the process is about to.
+CANCEL_WAIT = 1.0
+
 
 class Server:
     """Serves the storage and users' own functions, in the running loop.
@@ -356,11 +359,15 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
             storage = stack.enter_context(open_storage(config.storage_file)).storage
             stack.enter_context(Flusher(storage, config.storage_sync))
         return run_in_loop(
-            new_loop(config.loop),
-            lambda: _serve_until_signal(
-                Server(config, app, storage, given=systemd.given_listeners() or None)
-            ),
+            new_loop(config.loop), lambda: _serve_until_signal(_given_server(config, app, storage))
         )
+
+
+def _given_server(config: Config, app: App | None, storage: Storage | None) -> Server:
+    """A server at the sockets that systemd passes, if it does."""
+    server = Server(config, app, storage, given=systemd.given_listeners() or None)
+    server._level = logging.INFO  # nobody else tells where it serves
+    return server
 
 
 def run_in_loop(
@@ -433,8 +440,11 @@ def new_loop(name: str) -> asyncio.AbstractEventLoop:
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancels what is left of users' functions; those that will not end are left behind."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
     if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        _, stubborn = loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_WAIT))
+        for task in stubborn:
+            logger.warning("a call does not end though it was cancelled: %s", task.get_coro())

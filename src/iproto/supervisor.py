@@ -304,8 +304,9 @@ class Supervisor:
                 signal.Signals(number).name,
                 limit,
             )
-        draining = list(self.workers)
-        for worker in draining:
+        # One that is not ready has nothing to drain, and no handler yet: it just dies.
+        draining = [worker for worker in self.workers if worker.ready.is_set()]
+        for worker in self.workers:
             worker.signal(signal.SIGTERM)
         deadline = time.monotonic() + limit + DRAIN_GRACE
         while self.workers:

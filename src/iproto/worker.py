@@ -9,6 +9,7 @@ the other end closes, the supervisor is gone, and the worker drains.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import mmap
@@ -22,7 +23,7 @@ from iproto._fastframe import Storage
 from iproto.config import Config
 from iproto.errors import ConfigError
 from iproto.server import Server, new_loop, run_in_loop
-from iproto.startup import load_app, set_up_logging
+from iproto.startup import leave, load_app, set_up_logging
 
 logger = logging.getLogger("iproto.worker")
 
@@ -81,7 +82,8 @@ def main() -> int:
             given=queues[orders.position],
         )
         with socket.socket(fileno=orders.control) as control:
-            return run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
+            code = run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
+        return leave(code)
     except ConfigError as error:
         print(f"iproto: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -96,7 +98,10 @@ async def _serve(server: Server, control: socket.socket, queues: list[list[socke
             stop.set_result(accept)
 
     def on_control() -> None:
-        said = control.recv(4096)
+        try:
+            said = control.recv(4096)
+        except ConnectionError:  # it died before it read that we are ready
+            said = b""
         if not said:
             loop.remove_reader(control.fileno())
             logger.warning("the supervisor is gone; draining")
@@ -116,7 +121,8 @@ async def _serve(server: Server, control: socket.socket, queues: list[list[socke
     loop.add_signal_handler(signal.SIGINT, decide, True)
     await server.start()
     ready = {"rows": server.storage.row_names}
-    control.sendall(json.dumps(ready).encode() + b"\n")
+    with contextlib.suppress(ConnectionError):  # it is gone, which on_control hears too
+        control.sendall(json.dumps(ready).encode() + b"\n")
     accept = await stop
     return 0 if await server.drain(accept=accept) else 1
 
