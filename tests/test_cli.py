@@ -250,6 +250,52 @@ def test_output_that_nobody_reads_is_no_error(served: Served) -> None:
     assert process.wait(PATIENCE) == 0
 
 
+def shell(command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-c", f"{sys.executable} -m iproto.cli {command}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def test_an_output_that_is_closed_or_full_makes_no_traceback(served: Served) -> None:
+    ended = shell(f"read 7 --url '{served.url}' >&-")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    if os.path.exists("/dev/full"):
+        output("replace", "7", "x", url=served.url)
+        ended = shell(f"read 7 --url '{served.url}' >/dev/full")
+        assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+
+
+def test_text_that_the_terminal_has_no_signs_for_is_written_by_numbers(served: Served) -> None:
+    output("replace", "7", "é", url=served.url)
+    ended = run("read", "7", url=served.url, env={"PYTHONIOENCODING": "ascii"})
+    assert (ended.returncode, ended.stdout) == (0, "\\xe9\n")
+
+
+def test_json_that_msgpack_or_python_cannot_take_is_wrong_usage(served: Served) -> None:
+    for value in ("9" * 30, "[" * 100_000):
+        code, text = failure("call", "0x30001", value, url=served.url)
+        assert (code, "Traceback" in text) == (2, False)
+
+
+def test_map_keys_that_are_no_text_are_printed_as_text() -> None:
+    app = iproto.App()
+    app.function(0x30001, name="odd")(lambda: {b"k": 1, 2: {"x": [{3: 4}]}})
+    with serving(app) as served:
+        assert json.loads(output("call", "0x30001", url=served.url)) == {
+            '{"hex": "6b"}': 1,
+            "2": {"x": [{"3": 4}]},
+        }
+
+
+def test_an_empty_url_in_the_environment_means_the_default() -> None:
+    assert "iproto://127.0.0.1:8080" in run("ping", "--help", env={"IPROTO_URL": ""}).stdout
+
+
 def test_serve_runs_an_app_of_the_users(tmp_path: Path) -> None:
     (tmp_path / "myservice.py").write_text(
         "import iproto\napp = iproto.App()\n"

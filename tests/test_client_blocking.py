@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import subprocess
 import sys
@@ -219,3 +220,99 @@ def test_importing_it_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+class _Interruption(BaseException):
+    """What a signal handler raises."""
+
+
+class _InterruptedLock:
+    """A lock around whose next acquire or release a signal arrives."""
+
+    def __init__(self, lock: Any) -> None:
+        self.lock = lock
+        self.where = ""
+
+    def acquire(self, *args: Any, **options: Any) -> Any:
+        self._interrupt("before acquire")
+        taken = self.lock.acquire(*args, **options)
+        self._interrupt("after acquire")
+        return taken
+
+    def release(self) -> None:
+        self._interrupt("before release")
+        self.lock.release()
+        self._interrupt("after release")
+
+    def _is_owned(self) -> Any:
+        return self.lock._is_owned()
+
+    def _interrupt(self, here: str) -> None:
+        if here == self.where:
+            self.where = ""
+            raise _Interruption
+
+
+@pytest.mark.parametrize(
+    "where", ["before acquire", "after acquire", "before release", "after release"]
+)
+def test_an_exception_from_a_signal_handler_leaves_the_client_whole(where: str) -> None:
+    with FrameServer() as server, Client(server.url, timeout=10) as client:
+        client.replace(1, "x")
+        lock = client._channel.lock
+        interrupted = _InterruptedLock(lock._lock)
+        lock._lock = interrupted
+        lock.acquire, lock.release = interrupted.acquire, interrupted.release
+        for _ in range(3):
+            with contextlib.suppress(_Interruption), lock:
+                link = client._channel.link
+                assert link is not None
+                interrupted.where = where
+                link._lead(0.01)
+            assert not lock.is_ours()
+            assert client.read(1) == "x"
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(client.read, 1).result(10) == "x"
+
+
+def test_a_call_from_a_destructor_within_a_call_is_refused_not_a_deadlock() -> None:
+    with FrameServer() as server, Client(server.url, timeout=10) as client:
+        refused: list[str] = []
+
+        class Index:
+            def __index__(self) -> int:
+                try:
+                    client.read(1)
+                except RuntimeError as error:
+                    refused.append(str(error))
+                return 2
+
+        assert client.read(Index()) == ""  # type: ignore[arg-type]
+        assert refused
+        assert "inside a call" in refused[0]
+        assert client.read(1) == ""
+
+
+def test_a_forked_child_has_a_connection_of_its_own() -> None:
+    code = """
+import os, sys
+import iproto
+client = iproto.Client(sys.argv[1])
+client.replace_many({1: "one", 2: "two"})
+child = os.fork()
+index, text = (2, "two") if child == 0 else (1, "one")
+right = all(client.read(index) == text for _ in range(300))
+client.close()
+if child == 0:
+    os._exit(0 if right else 1)
+sys.exit(0 if right and os.waitpid(child, 0)[1] == 0 else 1)
+"""
+    with FrameServer() as server:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, server.url],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")

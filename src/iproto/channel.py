@@ -10,8 +10,10 @@ its own until its call is settled, or until the leader, who is done, hands over.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import weakref
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -40,6 +42,47 @@ if TYPE_CHECKING:
 # Bytes taken from the socket at once: some 250 replies of full slots, and below
 # what the allocator gets from the system for each anew.
 _CHUNK = 65536
+
+
+class Lock:
+    """The lock of a client: one that knows whether this thread has it.
+
+    A signal handler may raise at any instruction, between taking a lock and
+    noting that it was taken too; so what counts is what the lock itself says.
+    """
+
+    def __init__(self) -> None:
+        self._lock: Any = threading.RLock()
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+        self.condition = threading.Condition(self._lock)
+
+    def __enter__(self) -> None:
+        if self.is_ours():
+            raise RuntimeError(
+                "this thread is inside a call of this client already: a destructor or a signal "
+                "handler cannot make another one with it"
+            )
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.is_ours():
+            self._lock.release()
+
+    def is_ours(self) -> bool:
+        """Whether this thread has the lock (threading.Condition asks it the same way)."""
+        return bool(self._lock._is_owned())
+
+    def take_again(self) -> None:
+        """Takes the lock, whatever a signal handler raises meanwhile; then raises that."""
+        raised: BaseException | None = None
+        while not self.is_ours():
+            try:
+                self._lock.acquire()
+            except BaseException as error:
+                raised = error
+        if raised is not None:
+            raise raised
 
 
 class Waiter:
@@ -142,25 +185,29 @@ class Link:
     def _follow(self, waiter: Waiter, seconds: float) -> None:
         asleep = threading.Lock()
         asleep.acquire()
-        waiter.asleep = asleep
-        self._followers[waiter] = None
-        self._owner.lock.release()
         try:
-            asleep.acquire(timeout=seconds)
+            waiter.asleep = asleep
+            self._followers[waiter] = None
+            try:
+                self._owner.lock.release()
+                asleep.acquire(timeout=seconds)
+            finally:
+                self._owner.lock.take_again()
         finally:
-            self._owner.lock.acquire()
             self._followers.pop(waiter, None)
             waiter.asleep = None
 
     def _lead(self, seconds: float) -> None:
-        self._leading = True
-        self._sending = bool(self._unsent)
         readable = writable = rung = False
-        self._owner.lock.release()
         try:
-            readable, writable, rung = self._poll.wait(out=self._sending, seconds=seconds)
+            self._leading = True
+            self._sending = bool(self._unsent)
+            try:
+                self._owner.lock.release()
+                readable, writable, rung = self._poll.wait(out=self._sending, seconds=seconds)
+            finally:
+                self._owner.lock.take_again()
         finally:
-            self._owner.lock.acquire()
             self._leading = self._sending = False
             if self.ended is not None:
                 self._close()
@@ -231,6 +278,10 @@ class Link:
         else:
             self._close()
 
+    def abandon(self) -> None:
+        """Closes our copies of the sockets, and nothing else: they are another process's."""
+        self._close()
+
     def _ring(self) -> None:
         with suppress(BlockingIOError):  # it rings already
             self._button.send(b"\0")
@@ -258,6 +309,18 @@ class _Attempt:
             raise unusable_error(target, self.made.ended)
 
 
+# All that there are, for forked children.
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for channel in list(_channels):
+        channel.start_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Channel:
     """The one lasting connection of a blocking client: a link, or the next one.
 
@@ -267,13 +330,14 @@ class Channel:
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.link: Link | None = None
         self._closed = False
         self._attempt: _Attempt | None = None
         # Notified when an attempt ends, and on closing.
-        self._changed = threading.Condition(self.lock)
+        self._changed = self.lock.condition
         self._pause: Callable[[float], object] = self._changed.wait  # a seam for tests
+        _channels.add(self)
 
     # All of these are called holding the lock, close() apart.
 
@@ -324,11 +388,11 @@ class Channel:
         return attempt
 
     def _new_link(self, attempt: _Attempt, deadline: float) -> Link:
-        self.lock.release()
         try:
+            self.lock.release()
             sock = self._dial(deadline)
         finally:
-            self.lock.acquire()
+            self.lock.take_again()
         link = Link(self, sock)
         attempt.link = link
         try:
@@ -378,6 +442,16 @@ class Channel:
             else:
                 return sock
         raise last or OSError("the name has no address")
+
+    def start_anew(self) -> None:
+        """In a forked child: the link is the parent's, and so are its replies."""
+        link, self.link = self.link, None
+        self.lock = Lock()
+        self._changed = self.lock.condition
+        self._pause = self._changed.wait
+        self._attempt = None
+        if link is not None:
+            link.abandon()
 
     def drop(self, link: Link) -> None:
         """A link ended."""

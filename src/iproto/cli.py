@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import iproto
 from iproto.errors import (
@@ -55,8 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code; see ``EXIT_CODES``.
     """
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
+        if sys.stdout is None:  # closed by whoever started us: there is nobody to tell
+            sys.stdout = _nowhere()
+        elif isinstance(sys.stdout, io.TextIOWrapper):
+            # A terminal that has no sign for a character gets its number, not an error.
+            sys.stdout.reconfigure(errors="backslashreplace")
         code: int = options.run(options)
         sys.stdout.flush()
         return code
@@ -66,9 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except KeyboardInterrupt:
         return 130
-    except (IprotoError, ValueError) as error:
+    except (IprotoError, ValueError, OverflowError) as error:
         print(f"iproto: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
+    except OSError as error:
+        # A full disk behind our output, most likely; calls have errors of their own.
+        sys.stdout = _nowhere()
+        print(f"iproto: {error.strerror or error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w")
 
 
 def _exit_code(error: Exception) -> int:
@@ -78,7 +93,7 @@ def _exit_code(error: Exception) -> int:
         return EXIT_TIMEOUT
     if isinstance(error, (ProtocolError, TextError)):
         return EXIT_BAD_ANSWER
-    if isinstance(error, (ConfigError, ValueError)):
+    if isinstance(error, (ConfigError, ValueError, OverflowError)):
         return EXIT_USAGE
     return EXIT_NO_CONNECTION
 
@@ -176,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     for client in (read, replace, state, ping, call):
         client.add_argument(
             "--url",
-            default=os.environ.get("IPROTO_URL", DEFAULT_URL),
+            default=os.environ.get("IPROTO_URL") or DEFAULT_URL,
             help="iproto://HOST:PORT?dialect=vk&timeout=5 or iproto+unix:///PATH; "
             "IPROTO_URL in the environment works too (default: %(default)s)",
         )
@@ -265,6 +280,8 @@ def _func_id(text: str) -> int:
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise argparse.ArgumentTypeError("the value is nested too deep") from None
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not JSON; a string needs quotes of its own: '\"{text}\"'"
@@ -372,7 +389,17 @@ def _call(options: argparse.Namespace) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=_jsonable))
+    print(json.dumps(_with_text_keys(value), ensure_ascii=False, default=_jsonable))
+
+
+def _with_text_keys(value: Any) -> Any:
+    """The same with keys that JSON takes: whatever is no text becomes the text of its JSON."""
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str) else json.dumps(key, default=_jsonable): _with_text_keys(v)
+            for key, v in value.items()
+        }
+    return [_with_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def _jsonable(value: Any) -> Any:
