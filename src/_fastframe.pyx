@@ -1956,6 +1956,8 @@ cdef class Pending:
     cdef uint32_t first
     cdef uint32_t count
     cdef uint32_t missing
+    # Ids given out before its own: up to `taken`, and it has left.
+    cdef uint64_t place
     cdef list results
     cdef object error
 
@@ -1982,7 +1984,9 @@ cdef class ClientFrames:
     cdef Buffer input
     cdef dict pending
     cdef list bulks
-    cdef uint32_t next_id
+    cdef public uint32_t _next_id  # public for tests: 2**32 requests take too long
+    # Whether ids have come round: only then the next one may be in use.
+    cdef bint wrapped
     # Ids given out so far; up to `taken` of them have left through take().
     cdef uint64_t issued
     cdef uint64_t taken
@@ -1997,7 +2001,7 @@ cdef class ClientFrames:
         self.max_body = max_body
         self.pending = {}
         self.bulks = []
-        self.next_id = 1
+        self._next_id = 1
 
     def __dealloc__(self):
         free(self.output.data)
@@ -2013,8 +2017,11 @@ cdef class ClientFrames:
         cdef uint8_t* out
         if size > 0xFFFFFFFF:
             raise ValueError(f"a body of {size} bytes does not fit into a frame")
+        if self.wrapped:
+            self._skip_used(1)
         reserve(&self.output, HEADER_BYTES + size)
-        out = put_header(self.output.data + self.output.end, func_id, <uint32_t>size, self.next_id)
+        out = put_header(self.output.data + self.output.end, func_id, <uint32_t>size,
+                         self._next_id)
         memcpy(out, PyBytes_AS_STRING(body), size)
         self.output.end += HEADER_BYTES + size
         return self._await_one(func_id, outcome, waiter, deadline)
@@ -2022,12 +2029,16 @@ cdef class ClientFrames:
     def read(self, index, int outcome, waiter, double deadline):
         """Adds a STORAGE_READ."""
         forbid_reentry(self.building)
+        if self.wrapped:
+            self._skip_used(1)
         self._put_read(index)
         return self._await_one(READ, outcome, waiter, deadline)
 
     def replace(self, index, content, waiter, double deadline):
         """Adds a STORAGE_REPLACE; the content is str or bytes."""
         forbid_reentry(self.building)
+        if self.wrapped:
+            self._skip_used(1)
         self._put_replace(index, content)
         return self._await_one(REPLACE, NOTHING, waiter, deadline)
 
@@ -2035,16 +2046,17 @@ cdef class ClientFrames:
         """Adds a STORAGE_READ for each; the outcome is the list of results."""
         forbid_reentry(self.building)
         cdef size_t start = self.output.end - self.output.start
-        cdef uint32_t first = self.next_id
+        cdef uint32_t first
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(indexes)
         if not own:
             raise ValueError(NOTHING_TO_ASK)
+        first = self._row_of_ids(len(own))
         self.building = True
         try:
             for index in own:
                 self._put_read(index)
-                self.next_id += 1
+                self._next_id += 1
             return self._await_many(READ, outcome, waiter, deadline, first, len(own))
         except BaseException:
             self._take_back(start, first)
@@ -2056,16 +2068,17 @@ cdef class ClientFrames:
         """Adds a STORAGE_REPLACE for each ``(index, content)``."""
         forbid_reentry(self.building)
         cdef size_t start = self.output.end - self.output.start
-        cdef uint32_t first = self.next_id
+        cdef uint32_t first
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(items)
         if not own:
             raise ValueError(NOTHING_TO_ASK)
+        first = self._row_of_ids(len(own))
         self.building = True
         try:
             for index, content in own:
                 self._put_replace(index, content)
-                self.next_id += 1
+                self._next_id += 1
             return self._await_many(REPLACE, NOTHING, waiter, deadline, first, len(own))
         except BaseException:
             self._take_back(start, first)
@@ -2073,10 +2086,31 @@ cdef class ClientFrames:
         finally:
             self.building = False
 
+    cdef uint32_t _row_of_ids(self, size_t count) except? 0:
+        """The first of so many ids in a row for a bulk."""
+        if self._next_id + <uint64_t>count > 0xFFFFFFFF:
+            self.wrapped = True
+        if self.wrapped:
+            self._skip_used(count)
+        return self._next_id
+
+    cdef int _skip_used(self, size_t count) except -1:
+        """Passes over ids that calls still wait for, until so many in a row are free."""
+        cdef size_t free = 0
+        cdef uint32_t candidate
+        while free < count and (self.pending or self.bulks):
+            candidate = self._next_id + <uint32_t>free
+            free += 1
+            if candidate in self.pending or self._bulk_of(candidate) is not None:
+                self._next_id += <uint32_t>free
+                self.issued += free
+                free = 0
+        return 0
+
     cdef int _take_back(self, size_t start, uint32_t first) except -1:
         """Unbuilds a bulk that one of its items spoiled."""
         self.output.end = self.output.start + start
-        self.next_id = first
+        self._next_id = first
         return 0
 
     cdef int _put_read(self, index) except -1:
@@ -2086,7 +2120,7 @@ cdef class ClientFrames:
         reserve(&self.output, HEADER_BYTES + 9)
         frame = self.output.data + self.output.end
         end = put_int(frame + HEADER_BYTES, slot)
-        put_header(frame, READ, <uint32_t>(end - frame - HEADER_BYTES), self.next_id)
+        put_header(frame, READ, <uint32_t>(end - frame - HEADER_BYTES), self._next_id)
         self.output.end += end - frame
         return 0
 
@@ -2111,20 +2145,23 @@ cdef class ClientFrames:
         end = put_str_head(end, <uint32_t>size)
         memcpy(end, text, size)
         end += size
-        put_header(frame, REPLACE, <uint32_t>(end - frame - HEADER_BYTES), self.next_id)
+        put_header(frame, REPLACE, <uint32_t>(end - frame - HEADER_BYTES), self._next_id)
         self.output.end += end - frame
         return 0
 
     cdef object _await_one(self, uint32_t func_id, int outcome, waiter, double deadline):
         cdef Pending entry = Pending.__new__(Pending)
-        cdef uint32_t request_id = self.next_id
+        cdef uint32_t request_id = self._next_id
         entry.waiter = waiter
         entry.deadline = deadline
         entry.outcome = outcome
         entry.func_id = func_id
         entry.first = request_id
         entry.count = 1
-        self.next_id += 1
+        entry.place = self.issued
+        self._next_id += 1
+        if self._next_id == 0:
+            self.wrapped = True
         self.issued += 1
         key = request_id
         self.pending[key] = entry
@@ -2140,6 +2177,7 @@ cdef class ClientFrames:
         entry.first = first
         entry.count = entry.missing = count
         entry.results = [UNANSWERED] * count
+        entry.place = self.issued
         self.issued += count
         self.bulks.append(entry)
         return first
@@ -2181,7 +2219,7 @@ cdef class ClientFrames:
             (no request of the bulk) ever left through ``take``.
         """
         failed = [
-            ((<Pending>e).waiter, self._age((<Pending>e).first) >= self.issued - self.taken)
+            ((<Pending>e).waiter, (<Pending>e).place < self.taken)
             for e in self._waiting()
         ]
         self.pending = {}
@@ -2216,7 +2254,7 @@ cdef class ClientFrames:
 
     cdef uint64_t _age(self, uint32_t request_id) noexcept:
         """How many ids were given out after this one; huge if it never was."""
-        cdef uint32_t age = self.next_id - 1 - request_id
+        cdef uint32_t age = self._next_id - 1 - request_id
         return age if age < self.issued else 0xFFFFFFFFFFFFFFFF
 
     # Replies.

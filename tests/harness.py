@@ -278,7 +278,9 @@ def serve_process(
     watchdog.start()
     try:
         running = ServerProcess(process)
-        match = running.wait_for(r"INFO.* serving (.*) \(dialect.*\)(?:, metrics on (\S+)/metrics)?")
+        match = running.wait_for(
+            r"INFO.* serving (.*) \(dialect.*\)(?:, metrics on (\S+)/metrics)?"
+        )
         running.addresses = match[1].split(", ")
         running.metrics = match[2] or ""
         yield running

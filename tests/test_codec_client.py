@@ -810,6 +810,92 @@ def test_a_spoiled_bulk_does_not_disturb_what_fail_all_tells() -> None:
     assert frames.fail_all() == [("sent", True), ("unsent", False)]
 
 
+class Index:
+    """An index whose conversion to an int does something first."""
+
+    def __init__(self, does: Callable[[], object]) -> None:
+        self._does = does
+
+    def __index__(self) -> int:
+        self._does()
+        return 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda frames: frames.take(),
+        lambda frames: frames.read(1, ff.AS_TEXT, "inner", NEVER),
+        lambda frames: frames.replace(1, "x", "inner", NEVER),
+        lambda frames: frames.request(PING, b"", ff.AS_NOTHING, "inner", NEVER),
+        lambda frames: frames.read_many([1], ff.AS_TEXT, "inner", NEVER),
+        lambda frames: frames.replace_many([(1, "x")], "inner", NEVER),
+    ],
+    ids=["take", "read", "replace", "request", "read_many", "replace_many"],
+)
+def test_a_bulk_is_built_alone(call: Callable[[ff.ClientFrames], object]) -> None:
+    """One of its items may be any object, whose code could take what is half built."""
+    frames = client()
+    frames.read(1, ff.AS_TEXT, "before", NEVER)
+    item: Any = Index(lambda: call(frames))
+    with pytest.raises(RuntimeError, match="at work"):
+        frames.read_many([1, item, 2], ff.AS_TEXT, "spoiled", NEVER)
+    with pytest.raises(RuntimeError, match="at work"):
+        frames.replace_many([(1, "x"), (item, "x")], "spoiled", NEVER)
+    frames.read(2, ff.AS_TEXT, "after", NEVER)
+    assert frames.take() == request(READ, b"\x01", 1) + request(READ, b"\x02", 2)
+    assert [waiter for waiter, _ in frames.fail_all()] == ["before", "after"]
+
+
+def test_the_list_of_a_bulk_may_change_while_it_is_built() -> None:
+    frames = client()
+    shrinking: list[Any] = [1, 2]
+    shrinking += [Index(shrinking.clear), 3]
+    growing: list[Any] = [Index(lambda: growing.extend([1] * 100))]
+    pairs: list[Any] = []
+    pairs += [(Index(pairs.clear), "a"), (2, "b")]
+    assert frames.read_many(shrinking, ff.AS_BODY, "shrinking", NEVER) == 1
+    assert frames.read_many(growing, ff.AS_BODY, "growing", NEVER) == 5
+    assert frames.replace_many(pairs, "pairs", NEVER) == 6
+    expected = [request(READ, bytes([index]), 1 + i) for i, index in enumerate([1, 2, 1, 3])]
+    expected.append(request(READ, b"\x01", 5))
+    expected.append(request(REPLACE, b"\x01\xa1a", 6))
+    expected.append(request(REPLACE, b"\x02\xa1b", 7))
+    assert frames.take() == b"".join(expected)
+    replies = [response(READ, i, 0, NIL, mailru=False) for i in range(1, 6)]
+    replies += [response(REPLACE, i, 0, NIL, mailru=False) for i in (6, 7)]
+    assert frames.feed(b"".join(replies)) == [
+        ("shrinking", None, [NIL] * 4),
+        ("growing", None, [NIL]),
+        ("pairs", None, [None] * 2),
+    ]
+    assert frames.waiting == 0
+
+
+def test_a_chunk_that_comes_while_one_is_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a ``__del__``, when the collector runs while replies are matched."""
+    frames = client()
+    refused = []
+
+    def feeding(code: int, text: str) -> Error:
+        try:
+            frames.feed(b"z" * 100_000)
+        except RuntimeError as error:
+            refused.append(str(error))
+        return Error(code, text)
+
+    monkeypatch.setattr(ff, "error_from_reply", feeding)
+    ids = [frames.read(1, ff.AS_BODY, i, NEVER) for i in range(10)]
+    data = b"".join(response(READ, i, 0x0401, packed_str(b"a" * 300), mailru=False) for i in ids)
+    outcomes = frames.feed(data[:100]) + frames.feed(data[100:-1])
+    monkeypatch.undo()
+    outcomes += frames.feed(data[-1:])
+    assert [waiter for waiter, _, _ in outcomes] == list(range(10))
+    assert len(refused) == 9
+    assert all("at work" in text for text in refused)
+    assert frames.broken is None
+
+
 def test_an_overloaded_reply_is_one_to_try_again() -> None:
     frames = client()
     frames.read(1, ff.AS_TEXT, "one", NEVER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -32,7 +32,7 @@ from oracle import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MAX_BODY = 600
 
@@ -508,6 +508,107 @@ def test_users_frames_come_out_in_order_and_stop_at_the_limit(
 def test_a_counter_row_that_is_not_the_users_is_refused(row: int) -> None:
     with pytest.raises(ValueError, match="outside"):
         server(functions={0x00030001: row})
+
+
+class Liar(int):
+    """An int whose comparisons say that it is in any range."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+@pytest.mark.parametrize("row", [Liar(10**7), 2**70, -(2**70)])
+def test_a_counter_row_is_looked_at_as_a_number(row: int) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        server(functions={0x00030001: row})
+
+
+@pytest.mark.parametrize("func_id", [-1, 2**32, 2**70])
+def test_a_func_id_that_no_frame_can_have_is_refused(func_id: int) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        server(functions={func_id: ff.FIRST_USER_ROW})
+
+
+@pytest.mark.parametrize("functions", [{1.5: 8}, {1: 8.5}, {"1": 8}, {1: None}])
+def test_what_is_no_int_is_refused_in_functions(functions: Any) -> None:
+    with pytest.raises(TypeError):
+        server(functions=functions)
+
+
+def test_functions_that_change_later_change_nothing() -> None:
+    functions = dict(USERS)
+    storage = ff.Storage()
+    frames = server(storage=storage, functions=functions)
+    frames.feed(request(0x00030001, b"", 1))
+    [(func_id, request_id, _, arrived)] = frames.take_calls()
+    functions[0x00030001] = 10**7
+    functions[0x00030009] = ff.FIRST_USER_ROW
+    frames.reply(func_id, request_id, 0, b"\xc0", arrived)
+    assert sum(storage.counters()["requests"][ff.FIRST_USER_ROW]) == 1
+    [reply] = parse_responses(frames.feed(request(0x00030009, b"", 2)) or b"", mailru=False)
+    assert reply.return_code == ReturnCode.UNSUPPORTED_COMMAND
+
+
+def test_a_reply_too_many_is_refused_and_changes_nothing() -> None:
+    storage = ff.Storage()
+    frames = server(storage=storage, max_calls=1, functions=USERS)
+    with pytest.raises(RuntimeError, match="too many"):
+        frames.reply(0x00030001, 1, 0, b"\xc0", 0)
+    assert frames.running == 0
+    assert frames.take() == b""
+    assert sum(storage.counters()["requests"][ff.FIRST_USER_ROW]) == 0
+    frames.feed(request(0x00030001, b"", 1))
+    assert frames.status == ff.HAS_CALLS
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda frames: frames.feed(b"z" * 100_000),
+        lambda frames: frames.receive(-1),
+        lambda frames: frames.resume(-1),
+        lambda frames: frames.close(CloseReason.IDLE),
+        lambda frames: frames.drain(0),
+    ],
+    ids=["feed", "receive", "resume", "close", "drain"],
+)
+def test_a_call_from_within_a_call_is_refused(
+    call: Callable[[ff.ServerFrames], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a ``__del__``, when the collector runs while a chunk is executed."""
+    frames = server()
+    refused = []
+
+    class Reasons:
+        @property
+        def SHUTDOWN(self) -> CloseReason:
+            try:
+                call(frames)
+            except RuntimeError as error:
+                refused.append(str(error))
+            return CloseReason.SHUTDOWN
+
+    data = request(FuncID.STORAGE_READ, b"\x01", 1) * 50 + request(FuncID.SHUTDOWN, b"", 2)
+    assert frames.feed(data[:5]) is None  # the rest is executed from a buffer of its own
+    monkeypatch.setattr(ff, "CloseReason", Reasons())
+    replies = frames.feed(data[5:]) or b""
+    monkeypatch.undo()
+    assert len(refused) == 1
+    assert "at work" in refused[0]
+    assert len(parse_responses(replies, mailru=False)) == 50
+    assert frames.close_reason is CloseReason.SHUTDOWN
+    assert last_bytes(frames) == request(FuncID.SHUTDOWN, b"", 2)
+
+
+def test_a_call_that_failed_does_not_forbid_the_next() -> None:
+    frames = server()
+    with pytest.raises(TypeError):
+        frames.feed(None)  # type: ignore[arg-type]
+    assert frames.receive(-1) & ff.IS_BROKEN
+    assert frames.feed(request(FuncID.PING, b"", 5)) == request(FuncID.PING, b"", 5)
+    frames.close(CloseReason.IDLE)
 
 
 def test_nothing_behind_a_call_over_the_limit_is_executed_before_it() -> None:

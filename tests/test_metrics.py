@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import http.client
+import itertools
 import resource
+import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
+from wsgiref.simple_server import WSGIServer
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -267,6 +272,74 @@ def test_a_scrape_while_the_server_is_busy_is_whole() -> None:
         finally:
             stop.set()
             thread.join(PATIENCE)
+
+
+def counted_accepts(monkeypatch: pytest.MonkeyPatch, server: type[Any]) -> list[float]:
+    """When the endpoint tried to accept a connection; every try fails."""
+    tries: list[float] = []
+
+    def fail(_self: object) -> NoReturn:
+        tries.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(server, "get_request", fail)
+    return tries
+
+
+def test_the_endpoint_waits_after_accepting_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the process is out of files: the listener stays readable all the time."""
+    with serving(metrics_bind="127.0.0.1:0") as served:
+        metrics = served.server.metrics_address
+        assert metrics is not None
+        with monkeypatch.context() as patch:
+            tries = counted_accepts(patch, WSGIServer)
+            with socket.create_connection((metrics.host, metrics.port)):
+                threading.Event().wait(1.2)
+        assert 1 <= len(tries) <= 4
+        assert all(b - a >= 0.4 for a, b in itertools.pairwise(tries))
+        # It goes on as soon as accepting succeeds, more often than there are threads.
+        for _ in range(20):
+            assert get(metrics, "/readyz") == (200, "ready\n")
+
+
+def test_a_request_that_dribbles_in_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iproto.metrics.REQUEST_TIMEOUT", 0.3)
+    with serving(metrics_bind="127.0.0.1:0") as served:
+        metrics = served.server.metrics_address
+        assert metrics is not None
+        with socket.create_connection((metrics.host, metrics.port), PATIENCE) as slow:
+            slow.settimeout(0.02)  # of each look whether it was closed
+            end = time.monotonic() + PATIENCE
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    assert time.monotonic() < end
+                    slow.sendall(b"x")
+                    with contextlib.suppress(TimeoutError):
+                        if slow.recv(1) == b"":
+                            break
+
+
+def test_the_threads_of_the_endpoint_are_bounded_and_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Connections over the bound wait, and are answered when others are gone."""
+    monkeypatch.setattr("iproto.metrics.REQUEST_TIMEOUT", 1.0)
+    with serving(metrics_bind="127.0.0.1:0") as served:
+        metrics = served.server.metrics_address
+        assert metrics is not None
+        before = threading.active_count()
+        silent = [socket.create_connection((metrics.host, metrics.port)) for _ in range(40)]
+        end = time.monotonic() + PATIENCE
+        while threading.active_count() - before < 16:
+            assert time.monotonic() < end
+        for _ in range(20):
+            assert threading.active_count() - before <= 16
+            threading.Event().wait(0.01)
+        assert get(metrics, "/readyz") == (200, "ready\n")
+        for sock in silent:
+            sock.close()
+        for _ in range(20):
+            assert get(metrics, "/readyz") == (200, "ready\n")
 
 
 def test_the_process_serves_its_metrics_where_it_says() -> None:

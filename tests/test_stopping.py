@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 import iproto
 from harness import PATIENCE, Peer, frame, read_frame, replace_frame, serve_process, serving
-from iproto import ConfigError, FuncID
+from iproto import ConfigError, FuncID, listeners
 from iproto.config import parse_address
 
 if TYPE_CHECKING:
@@ -340,6 +342,109 @@ def test_a_file_is_never_replaced_by_a_socket(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no socket"), serving(bind=f"unix:{precious}"):
         pass
     assert precious.read_text() == "data"
+
+
+@pytest.mark.parametrize("kind", ["file in the path", "no directory", "long path", "loop"])
+def test_a_path_that_cannot_be_bound_is_one_line_and_exit_code_2(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("data")
+    (tmp_path / "loop").symlink_to("loop")
+    name, text = {
+        "file in the path": ("file/s", "not a directory"),
+        "no directory": ("none/s", "the directory does not exist"),
+        "long path": ("x" * 300, ""),  # the settings refuse it
+        "loop": ("loop/s", "symbolic links"),
+    }[kind]
+    path = f"unix:{tmp_path}/{name}"
+    ended = subprocess.run(
+        [sys.executable, "-m", "iproto.cli", "serve", "--bind", path, "--metrics-bind", "off"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert path in ended.stderr
+    assert text in ended.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize("where", ["stat", "bind", "connect", "unlink"])
+def test_refused_permission_is_told_by_the_kind_of_address(
+    where: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever call it is that the system refuses; root, who may run this, is refused nothing."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    def refuse(*_args: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    class Refusing(socket.socket):
+        pass
+
+    def said_of(address: str) -> str:
+        with monkeypatch.context() as patch:
+            if where in ("bind", "connect"):
+                patch.setattr(Refusing, where, refuse)
+                patch.setattr(socket, "socket", Refusing)
+            else:
+                patch.setattr(os, where, refuse)
+            try:
+                listeners.listen(parse_address(address), 1)
+            except ConfigError as error:
+                return str(error)
+        return "nothing"
+
+    of_path = said_of(f"unix:{path}")
+    assert "permission denied" in of_path
+    assert "directories" in of_path
+    assert "1024" not in of_path
+    if where == "bind":
+        assert "ports below 1024" in said_of("127.0.0.1:0")
+
+
+def test_a_socket_that_cannot_be_made_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for address in (f"unix:{tmp_path}/s", "127.0.0.1:0", "[::1]:0"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(ConfigError, match=r"cannot listen on .*: Too many open files"),
+        ):
+            patch.setattr(socket, "socket", refuse)
+            listeners.listen(parse_address(address), 1)
+
+
+def test_a_start_beside_a_server_that_does_not_accept_does_not_hang(tmp_path: Path) -> None:
+    """As one that is stopped: its backlog is full, and a connect would wait for it."""
+    path = str(tmp_path / "s")
+    with contextlib.ExitStack() as sockets:
+        stopped = sockets.enter_context(socket.socket(socket.AF_UNIX))
+        stopped.bind(path)
+        stopped.listen(1)
+        for _ in range(5):
+            waiting = sockets.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                waiting.connect(path)
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "iproto.cli", "serve"),
+                *("--bind", f"unix:{path}", "--metrics-bind", "off"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert ended.returncode == 2
+    assert "in use" in ended.stderr
+    assert (tmp_path / "s").exists()
 
 
 def test_a_client_that_keeps_its_side_open_does_not_hold_up_the_end() -> None:

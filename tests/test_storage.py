@@ -589,6 +589,41 @@ def test_the_counters_of_one_worker_can_be_told_from_the_sum() -> None:
                 ask_of(worker)
 
 
+class Liar(int):
+    """An int whose comparisons say that it is in any range."""
+
+    def __lt__(self, other: object) -> bool:
+        return True
+
+    __le__ = __gt__ = __ge__ = __lt__
+
+
+@pytest.mark.parametrize("worker", [Liar(40_000), Liar(-1), 2**40, 2**70, -(2**70)])
+def test_a_worker_is_looked_at_as_a_number(worker: int) -> None:
+    storage = ff.Storage()
+    for ask_of in (storage.counters, storage.recover, storage.silent_seconds):
+        with pytest.raises(ValueError, match=r"must be 0\.\.0"):
+            ask_of(worker)
+    assert storage.counters(Liar(0))["opened"] == 0
+
+
+@pytest.mark.parametrize("worker", [0.0, 0.5, "0"])
+def test_a_worker_is_an_int(worker: Any) -> None:
+    storage = ff.Storage()
+    for ask_of in (storage.counters, storage.recover, storage.silent_seconds):
+        with pytest.raises(TypeError):
+            ask_of(worker)
+
+
+@pytest.mark.parametrize("index", [Liar(3000), Liar(-1)])
+def test_an_index_is_looked_at_as_a_number(index: int) -> None:
+    storage = ff.Storage()
+    with pytest.raises(OutOfRangeError):
+        storage.read(index)
+    with pytest.raises(OutOfRangeError):
+        storage.replace(index, b"lost")
+
+
 def test_the_beats_of_a_loop_are_counted_by_their_lateness() -> None:
     storage = ff.Storage()
     for lag in (-1.0, 0.0, 0.000_004, 0.02, 1e6):

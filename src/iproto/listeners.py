@@ -52,7 +52,7 @@ def close(listener: socket.socket) -> None:
     path = address_of(listener).path
     listener.close()
     if path:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # gone, or not ours to remove any more
             os.unlink(path)
 
 
@@ -65,25 +65,38 @@ def address_of(sock: socket.socket) -> Address:
 
 
 def _bind(address: Address, *, share: bool) -> socket.socket:
-    if address.path:
-        _remove_dead_socket(address.path)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        where: str | tuple[str, int] = address.path
-    else:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        return _bind_unix(address.path) if address.path else _bind_tcp(address, share=share)
+    except OSError as error:
+        raise _refusal(address, error) from None
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _remove_dead_socket(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_tcp(address: Address, *, share: bool) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if share:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        where = (address.host, address.port)
-    sock.setblocking(False)
-    try:
-        sock.bind(where)
-    except OSError as error:
+        sock.bind((address.host, address.port))
+    except BaseException:
         sock.close()
-        raise _refusal(address, error) from None
+        raise
     return sock
 
 
@@ -99,8 +112,17 @@ def _start(sock: socket.socket, address: Address, backlog: int) -> socket.socket
 def _refusal(address: Address, error: OSError) -> ConfigError:
     if error.errno == errno.EADDRINUSE:
         why = "the address is in use; stop what listens there, or choose another with --bind"
-    elif error.errno == errno.EACCES:
+    elif error.errno in (errno.EACCES, errno.EPERM) and address.path:
+        why = (
+            "permission denied; this user must be allowed to search the directories of the path, "
+            "and to write to the last one and to a socket that is there"
+        )
+    elif error.errno in (errno.EACCES, errno.EPERM):
         why = "permission denied; ports below 1024 are for privileged users"
+    elif error.errno == errno.ENOENT and address.path:
+        why = "the directory does not exist; make it, or choose another path with --bind"
+    elif error.errno == errno.ENOTDIR:
+        why = "a part of the path is a file, not a directory; choose another path with --bind"
     else:
         why = error.strerror or str(error)
     return ConfigError(f"cannot listen on {address}: {why}")
@@ -114,9 +136,11 @@ def _remove_dead_socket(path: str) -> None:
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A server that does not accept, for it is stopped, may have a full backlog.
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-        except OSError as error:
-            raise ConfigError(f"cannot listen on unix:{path}: {error.strerror}") from None
+        except BlockingIOError:
+            pass  # somebody listens; bind says that the address is in use

@@ -7,6 +7,7 @@ somebody scrapes, in a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import io
 import platform
 import resource
 import socket
@@ -52,8 +53,16 @@ STUCK_AFTER = 10.0
 # thread gets the GIL: a scrape makes no pause longer than one metric takes.
 YIELD = 0.0002
 
-# Seconds for a client of the endpoint to send its request.
+# Seconds for a client of the endpoint to send its whole request, and then for
+# each part of the answer (head and body) to be taken.
 REQUEST_TIMEOUT = 5.0
+
+# Requests answered at once, each in a thread; more wait to be accepted.
+REQUESTS_AT_ONCE = 16
+
+# Seconds without accepting after that failed: while the process is out of file
+# descriptors the listener stays readable, and trying at once would use up a CPU.
+ACCEPT_PAUSE = 0.5
 
 
 class Source(Protocol):
@@ -327,8 +336,34 @@ class MetricsEndpoint:
         )
 
 
+class _RequestReader(io.RawIOBase):
+    """Reads a socket for REQUEST_TIMEOUT in all, however the bytes dribble in."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._end = time.monotonic() + REQUEST_TIMEOUT
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        try:
+            return self._sock.recv_into(buffer)
+        finally:
+            self._sock.settimeout(REQUEST_TIMEOUT)
+
+
 class _RequestHandler(WSGIRequestHandler):
     timeout = REQUEST_TIMEOUT
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_RequestReader(self.connection))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a scrape every few seconds is no news."""
@@ -337,6 +372,10 @@ class _RequestHandler(WSGIRequestHandler):
 class _HTTPServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 64
+
+    def __init__(self, *args: Any) -> None:
+        self._free = threading.Semaphore(REQUESTS_AT_ONCE)
+        super().__init__(*args)
 
     @classmethod
     def on(cls, address: Address, app: Any) -> _HTTPServer:
@@ -352,6 +391,24 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.server_address = (self.server_name, self.server_port)
         self.setup_environ()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        # The base class swallows an OSError, and comes back if the listener is readable.
+        if not self._free.acquire(timeout=ACCEPT_PAUSE):
+            raise TimeoutError
+        try:
+            return super().get_request()
+        except OSError:
+            self._free.release()
+            time.sleep(ACCEPT_PAUSE)
+            raise
+
+    def shutdown_request(self, request: Any) -> None:
+        # The base class calls it once for every request, whatever became of it.
+        try:
+            super().shutdown_request(request)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: a client of the endpoint that goes away is no news."""
