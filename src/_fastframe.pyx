@@ -2096,15 +2096,15 @@ cdef class ClientFrames:
 
     cdef int _skip_used(self, size_t count) except -1:
         """Passes over ids that calls still wait for, until so many in a row are free."""
-        cdef size_t free = 0
+        cdef size_t unused = 0
         cdef uint32_t candidate
-        while free < count and (self.pending or self.bulks):
-            candidate = self._next_id + <uint32_t>free
-            free += 1
+        while unused < count and (self.pending or self.bulks):
+            candidate = self._next_id + <uint32_t>unused
+            unused += 1
             if candidate in self.pending or self._bulk_of(candidate) is not None:
-                self._next_id += <uint32_t>free
-                self.issued += free
-                free = 0
+                self._next_id += <uint32_t>unused
+                self.issued += unused
+                unused = 0
         return 0
 
     cdef int _take_back(self, size_t start, uint32_t first) except -1:

@@ -412,12 +412,10 @@ def test_a_socket_that_cannot_be_made_is_told_in_one_line(
         raise OSError(errno.EMFILE, "Too many open files")
 
     for address in (f"unix:{tmp_path}/s", "127.0.0.1:0", "[::1]:0"):
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(ConfigError, match=r"cannot listen on .*: Too many open files"),
-        ):
+        with monkeypatch.context() as patch:
             patch.setattr(socket, "socket", refuse)
-            listeners.listen(parse_address(address), 1)
+            with pytest.raises(ConfigError, match=r"cannot listen on .*: Too many open files"):
+                listeners.listen(parse_address(address), 1)
 
 
 def test_a_start_beside_a_server_that_does_not_accept_does_not_hang(tmp_path: Path) -> None:
