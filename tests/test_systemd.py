@@ -140,7 +140,9 @@ def test_the_watchdog_is_fed_twice_as_often_as_asked(
                     manager.sock.recv(4096)
             manager.sock.settimeout(PATIENCE)
             begun = time.monotonic()
-            assert [manager.sock.recv(4096) for _ in range(5)] == 5 * [b"WATCHDOG=1"]
+            fed = 0
+            while fed < 5:  # READY may still come in between
+                fed += manager.sock.recv(4096) == b"WATCHDOG=1"
             # Four times 0.1 s and more lie between the five; there may be a wait for the first.
             assert time.monotonic() - begun > 0.35
 

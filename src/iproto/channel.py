@@ -362,7 +362,12 @@ class Channel:
                 self._changed.wait(left)
                 attempt.check(self.route.target)
             else:
-                self._connect(deadline, seconds).check(self.route.target)
+                attempt = self._connect(deadline, seconds)
+                attempt.check(self.route.target)
+                # As it is: to look again whether it is still there could find that
+                # it is not, and cost this call another attempt.
+                if attempt.made is not None and attempt.made.ended is None:
+                    return attempt.made
 
     def _connect(self, deadline: float, seconds: float) -> _Attempt:
         """One attempt, the backoff before it included, which other threads may wait for."""
