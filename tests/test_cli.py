@@ -276,6 +276,28 @@ def test_text_that_the_terminal_has_no_signs_for_is_written_by_numbers(served: S
     assert (ended.returncode, ended.stdout) == (0, "\\xe9\n")
 
 
+def test_json_stays_json_whatever_the_terminal_has_signs_for(served: Served) -> None:
+    output("replace", "7", "é", url=served.url)
+    ended = run("read", "7", "--json", url=served.url, env={"PYTHONIOENCODING": "ascii"})
+    assert json.loads(ended.stdout) == {"7": "é"}
+
+
+def test_a_result_that_is_nested_too_deep_is_one_line() -> None:
+    app = iproto.App()
+
+    @app.function(0x30001)
+    def deep() -> object:
+        value: list[object] = []
+        for _ in range(490):
+            value = [value]
+        return value
+
+    with serving(app) as served:
+        ended = run("call", "0x30001", url=served.url)
+        assert "Traceback" not in ended.stderr
+        assert (ended.returncode, ended.stderr.count("\n")) in ((0, 0), (5, 1))
+
+
 def test_json_that_msgpack_or_python_cannot_take_is_wrong_usage(served: Served) -> None:
     for value in ("9" * 30, "[" * 100_000):
         code, text = failure("call", "0x30001", value, url=served.url)

@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_OK
     except KeyboardInterrupt:
         return 130
+    except RecursionError:
+        print("iproto: the value is nested too deep to be printed", file=sys.stderr)
+        return EXIT_BAD_ANSWER
     except (IprotoError, ValueError, OverflowError) as error:
         print(f"iproto: {_one_line(error)}", file=sys.stderr)
         return _exit_code(error)
@@ -389,7 +392,9 @@ def _call(options: argparse.Namespace) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(_with_text_keys(value), ensure_ascii=False, default=_jsonable))
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    text = json.dumps(_with_text_keys(value), ensure_ascii=encoding != "utf8", default=_jsonable)
+    print(text)
 
 
 def _with_text_keys(value: Any) -> Any:
