@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import select
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bad_server import PATIENCE, BadServer, Peer
 from frame_server import FrameServer
-from iproto import polling
+from iproto import blocking, channel, polling
 from iproto.blocking import Client
 from iproto.errors import CallTimeoutError, ClientClosedError, ConnectionLostError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def test_threads_share_one_client_and_get_their_own_replies() -> None:
@@ -226,53 +232,83 @@ class _Interruption(BaseException):
     """What a signal handler raises."""
 
 
-class _InterruptedLock:
-    """A lock around whose next acquire or release a signal arrives."""
-
-    def __init__(self, lock: Any) -> None:
-        self.lock = lock
-        self.where = ""
-
-    def acquire(self, *args: Any, **options: Any) -> Any:
-        self._interrupt("before acquire")
-        taken = self.lock.acquire(*args, **options)
-        self._interrupt("after acquire")
-        return taken
-
-    def release(self) -> None:
-        self._interrupt("before release")
-        self.lock.release()
-        self._interrupt("after release")
-
-    def _is_owned(self) -> Any:
-        return self.lock._is_owned()
-
-    def _interrupt(self, here: str) -> None:
-        if here == self.where:
-            self.where = ""
-            raise _Interruption
+# Where Python lets a signal handler raise: a function begins, or one in C has returned.
+_POINTS = {"call", "c_return"}
+_FILES = {channel.__file__, blocking.__file__, polling.__file__, threading.__file__}
 
 
-@pytest.mark.parametrize(
-    "where", ["before acquire", "after acquire", "before release", "after release"]
-)
-def test_an_exception_from_a_signal_handler_leaves_the_client_whole(where: str) -> None:
-    with FrameServer() as server, Client(server.url, timeout=10) as client:
-        client.replace(1, "x")
-        lock = client._channel.lock
-        interrupted = _InterruptedLock(lock._lock)
-        lock._lock = interrupted
-        lock.acquire, lock.release = interrupted.acquire, interrupted.release
-        for _ in range(3):
-            with contextlib.suppress(_Interruption), lock:
-                link = client._channel.link
-                assert link is not None
-                interrupted.where = where
-                link._lead(0.01)
-            assert not lock.is_ours()
+def _interrupted_at(point: int, client: Client) -> bool:
+    """Whether a read has such a point, at which it was interrupted."""
+    passed = 0
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal passed
+        if event in _POINTS and frame.f_code.co_filename in _FILES:
+            passed += 1
+            if passed == point:
+                raise _Interruption
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        client.read(1)
+    except _Interruption:
+        return True
+    finally:
+        sys.setprofile(before)
+    return False
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_an_exception_from_a_signal_handler_leaves_the_client_whole(others: int) -> None:
+    def work(client: Client, stop: threading.Event) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(ConnectionLostError):  # a time-out is a failure
+                assert client.read(2) == ""
+
+    with FrameServer() as server, ThreadPoolExecutor(others + 1) as pool:
+        for point in itertools.count(1):
+            with Client(server.url, timeout=PATIENCE) as client:
+                client.connect()
+                stop = threading.Event()
+                works = [pool.submit(work, client, stop) for _ in range(others)]
+                interrupted = _interrupted_at(point, client)
+                assert pool.submit(client.read, 1).result(PATIENCE) == ""
+                stop.set()
+                for each in works:
+                    each.result(PATIENCE)
+                assert client.read(1) == ""
+            if not interrupted:
+                break
+    assert point > 20
+
+
+def test_a_call_from_a_signal_handler_within_a_call_is_refused_at_once() -> None:
+    refused: list[str] = []
+
+    def script(peer: Peer) -> None:
+        asked = peer.ask()
+        os.kill(os.getpid(), signal.SIGALRM)
+        assert handled.wait(PATIENCE)
+        peer.send(asked.text("x"))
+        peer.wait_end()
+
+    def handler(*_: object) -> None:
+        try:
+            client.ping()
+        except RuntimeError as error:
+            refused.append(str(error))
+        handled.set()
+
+    handled = threading.Event()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with BadServer(script) as server, Client(server.url, timeout=PATIENCE) as client:
             assert client.read(1) == "x"
-            with ThreadPoolExecutor(1) as pool:
-                assert pool.submit(client.read, 1).result(10) == "x"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(refused) == 1
+    assert "inside a call" in refused[0]
 
 
 def test_a_call_from_a_destructor_within_a_call_is_refused_not_a_deadlock() -> None:
@@ -310,6 +346,38 @@ sys.exit(0 if right and os.waitpid(child, 0)[1] == 0 else 1)
     with FrameServer() as server:
         ended = subprocess.run(
             [sys.executable, "-c", code, server.url],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_forked_child_needs_no_lock_that_a_thread_of_its_parent_holds() -> None:
+    with FrameServer() as server:
+        code = """
+import os, sys, threading
+import iproto
+client = iproto.Client(sys.argv[1], timeout=10)
+client.connect()
+held, leave = threading.Event(), threading.Event()
+def hold(channel):
+    held.set()
+    leave.wait()
+thread = threading.Thread(target=lambda: client._channel.locked(hold))
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(client.read(1) != "")
+code = os.waitpid(child, 0)[1]
+leave.set()
+thread.join()
+sys.exit(code != 0 or client.read(1) != "")
+"""
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, server.url],
             capture_output=True,
             text=True,
             timeout=30,

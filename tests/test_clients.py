@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 import pytest
@@ -464,6 +464,35 @@ def stuck(client: Any) -> bool:
         return client._connection._link is not None and client._connection.open is None
     link = client.client._channel.link
     return link is not None and link._sending
+
+
+@both
+async def test_an_id_that_comes_round_is_passed_over_while_its_call_waits(kind: str) -> None:
+    def script(peer: Peer) -> None:
+        asks = [peer.ask()]
+        asked.set()
+        asks += peer.asks(3)
+        ids.extend(each.request_id for each in asks)
+        peer.send(b"".join(each.text(str(each.slot)) for each in reversed(asks)))
+        peer.wait_end()
+
+    asked = threading.Event()
+    ids: list[int] = []
+    with BadServer(script) as server:
+        async with calling(kind, server.url) as client:
+            old = asyncio.ensure_future(client.read(7))
+            await until(asked.is_set)
+            link = (
+                client._connection._link
+                if kind == "async"
+                else cast("Any", client).client._channel.link
+            )
+            frames: Any = cast("Any", link).frames
+            frames._next_id = 2**32 - 1
+            texts = await client.read_many([1, 2, 3])
+            assert texts == ["1", "2", "3"]
+            assert await old == "7"
+    assert len(set(ids)) == 4
 
 
 # --- Peers that break the protocol ----------------------------------------------------------------

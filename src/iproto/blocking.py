@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from os import getpid
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
 from iproto.calls import (
@@ -24,12 +25,14 @@ from iproto.url import DEFAULT_URL, checked_timeout
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
     from iproto.calls import Build
+
+_T = TypeVar("_T")
 
 
 class Client:
@@ -146,8 +149,7 @@ class Client:
         """
         pairs = item_list(items)
         if not pairs:
-            with self._channel.lock:
-                self._channel.check_open()
+            self._locked(Channel.check_open)
             return
         self._run(lambda f, w, d: f.replace_many(pairs, w, d), timeout)
 
@@ -204,8 +206,7 @@ class Client:
     def _read_many(self, indexes: Iterable[int], outcome: int, timeout: float | None) -> list[Any]:
         slots = list(indexes)
         if not slots:
-            with self._channel.lock:
-                self._channel.check_open()
+            self._locked(Channel.check_open)
             return []
         results: list[Any] = self._run(lambda f, w, d: f.read_many(slots, outcome, w, d), timeout)
         return results
@@ -218,30 +219,17 @@ class Client:
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         deadline = monotonic() + seconds
         waiter = Waiter()
-        channel = self._channel
-        with channel.lock:
-            link = channel.link
-            if link is None or not link.is_ready():
-                channel.check_open()
-                check_build(build)
-                link = channel.opened(deadline, seconds)
-            first = build(link.frames, waiter, deadline)
-            chunks = link.chunks
-            try:
-                link.push()
-                link.wait(waiter, deadline)
-            finally:
-                if not waiter.done:
-                    link.frames.forget(first)
-            if not waiter.done:
-                target = channel.route.target
-                silent = link.chunks == chunks
-                dropped = silent and link.suspect(seconds)
-                missing = link.frames.missing
-                raise reply_timeout(target, seconds, dropped=dropped, missing=missing)
+        self._locked(lambda channel: _settled(channel, build, waiter, deadline, seconds))
         if waiter.error is not None:
             raise waiter.error
         return waiter.result
+
+    def _locked(self, work: Callable[[Channel], _T]) -> _T:
+        """What the work returns, done with the lock of this process's channel."""
+        channel = self._channel
+        if channel.pid != getpid():
+            self._channel = channel = channel.heir()
+        return channel.locked(work)
 
     # The connection.
 
@@ -261,15 +249,14 @@ class Client:
             CallTimeoutError: there was no connection in time.
         """
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        with self._channel.lock:
-            self._channel.opened(monotonic() + seconds, seconds)
+        self._locked(lambda channel: channel.opened(monotonic() + seconds, seconds))
 
     def close(self) -> None:
         """Closes; calls in flight and later ones raise ClientClosedError.
 
         It may be called twice.
         """
-        self._channel.close()
+        self._locked(Channel.close)
 
     def __enter__(self) -> Self:
         return self
@@ -281,3 +268,27 @@ class Client:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _settled(
+    channel: Channel, build: Build, waiter: Waiter, deadline: float, seconds: float
+) -> None:
+    """Sends a call's frames and waits until it is settled, holding the channel's lock."""
+    link = channel.link
+    if link is None or not link.is_ready():
+        channel.check_open()
+        check_build(build)
+        link = channel.opened(deadline, seconds)
+    first = build(link.frames, waiter, deadline)
+    chunks = link.chunks
+    try:
+        link.push()
+        link.wait(waiter, deadline)
+    finally:
+        if not waiter.done:
+            link.frames.forget(first)
+    if not waiter.done:
+        silent = link.chunks == chunks
+        dropped = silent and link.suspect(seconds)
+        missing = link.frames.missing
+        raise reply_timeout(channel.route.target, seconds, dropped=dropped, missing=missing)

@@ -6,18 +6,23 @@ it waits. One waiting thread at a time leads: it alone polls the socket, without
 the lock, sends what could not be sent at once, and settles the calls of all
 threads whose replies it receives. The others follow: each sleeps on a lock of
 its own until its call is settled, or until the leader, who is done, hands over.
+
+A signal's handler may raise after any call that the main thread makes, even in
+a ``finally``. So the lock is given up and taken back by one call each, of C, the
+second of which nothing interrupts; whoever is done hands over once more if that
+was interrupted; and a link is given up when an exception cut off a transfer.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
-import weakref
 from contextlib import suppress
 from math import inf
+from os import getpid
+from threading import get_ident
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from iproto._fastframe import AS_BYTES, AS_NOTHING
 from iproto.polling import new_poller
@@ -39,50 +44,26 @@ if TYPE_CHECKING:
     from iproto.route import Route
     from iproto.url import Target
 
+_T = TypeVar("_T")
+
 # Bytes taken from the socket at once: some 250 replies of full slots, and below
 # what the allocator gets from the system for each anew.
 _CHUNK = 65536
 
 
-class Lock:
-    """The lock of a client: one that knows whether this thread has it.
+class _Lock(Protocol):
+    """A ``threading.RLock``, with what ``threading.Condition`` too uses of it."""
 
-    A signal handler may raise at any instruction, between taking a lock and
-    noting that it was taken too; so what counts is what the lock itself says.
-    """
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+    def release(self) -> None: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *exc_info: object) -> None: ...
 
-    def __init__(self) -> None:
-        self._lock: Any = threading.RLock()
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
-        self.condition = threading.Condition(self._lock)
+    def _is_owned(self) -> bool:
+        """Whether this thread holds it."""
 
-    def __enter__(self) -> None:
-        if self.is_ours():
-            raise RuntimeError(
-                "this thread is inside a call of this client already: a destructor or a signal "
-                "handler cannot make another one with it"
-            )
-        self._lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.is_ours():
-            self._lock.release()
-
-    def is_ours(self) -> bool:
-        """Whether this thread has the lock (threading.Condition asks it the same way)."""
-        return bool(self._lock._is_owned())
-
-    def take_again(self) -> None:
-        """Takes the lock, whatever a signal handler raises meanwhile; then raises that."""
-        raised: BaseException | None = None
-        while not self.is_ours():
-            try:
-                self._lock.acquire()
-            except BaseException as error:
-                raised = error
-        if raised is not None:
-            raise raised
+    def _acquire_restore(self, state: tuple[int, int], /) -> None:
+        """Takes it, so many times, for a thread; unlike acquire(), no signal interrupts it."""
 
 
 class Waiter:
@@ -98,10 +79,10 @@ class Waiter:
         self.asleep: threading.Lock | None = None
 
     def wake(self) -> None:
-        """Wakes the thread, if it sleeps."""
-        if self.asleep is not None:
-            self.asleep.release()
-            self.asleep = None
+        """Wakes the thread, if it sleeps; it may be called again."""
+        asleep = self.asleep
+        if asleep is not None and asleep.locked():
+            asleep.release()
 
 
 class Link:
@@ -148,6 +129,13 @@ class Link:
 
     def push(self) -> None:
         """Sends what is built, as far as the socket takes it at once."""
+        try:
+            self._push()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _push(self) -> None:
         while self.ended is None:
             if not self._unsent:
                 self._unsent = memoryview(self.frames.take())
@@ -168,52 +156,75 @@ class Link:
     def wait(self, waiter: Waiter, deadline: float) -> None:
         """Waits until the waiter is done or the deadline passes; gives up the lock meanwhile."""
         try:
-            while not waiter.done:
-                left = deadline - monotonic()
-                if left <= 0:
-                    return
-                if self._leading:
-                    self._follow(waiter, left)
-                else:
-                    self._lead(left)
-        finally:
-            if self._followers and not self._leading:
-                follower = next(iter(self._followers))
-                del self._followers[follower]
-                follower.wake()  # ... to lead
+            try:
+                self._wait(waiter, deadline)
+            finally:
+                self._hand_over()
+        except BaseException:
+            self._hand_over()  # again: the exception may have come in its midst
+            raise
+
+    def _wait(self, waiter: Waiter, deadline: float) -> None:
+        while not waiter.done:
+            if self.ended is not None:  # and its outcome got lost in an interrupted transfer
+                self._settle(waiter, lost_error(self.ended, True), None)
+                return
+            left = deadline - monotonic()
+            if left <= 0:
+                return
+            if self._leading:
+                self._follow(waiter, left)
+            else:
+                self._lead(left)
+
+    def _hand_over(self) -> None:
+        """Wakes one of those who follow nobody any more, to lead."""
+        if self._followers and not self._leading:
+            next(iter(self._followers)).wake()
 
     def _follow(self, waiter: Waiter, seconds: float) -> None:
+        lock = self._owner.lock
+        held = (1, get_ident())
         asleep = threading.Lock()
         asleep.acquire()
         try:
             waiter.asleep = asleep
             self._followers[waiter] = None
             try:
-                self._owner.lock.release()
+                lock.release()
                 asleep.acquire(timeout=seconds)
             finally:
-                self._owner.lock.take_again()
+                lock._acquire_restore(held)
         finally:
             self._followers.pop(waiter, None)
             waiter.asleep = None
 
     def _lead(self, seconds: float) -> None:
+        lock = self._owner.lock
+        held = (1, get_ident())
         readable = writable = rung = False
         try:
             self._leading = True
             self._sending = bool(self._unsent)
             try:
-                self._owner.lock.release()
+                lock.release()
                 readable, writable, rung = self._poll.wait(out=self._sending, seconds=seconds)
             finally:
-                self._owner.lock.take_again()
+                lock._acquire_restore(held)
         finally:
             self._leading = self._sending = False
             if self.ended is not None:
-                self._close()
+                self.close()
         self._handle(readable, writable, rung)
 
     def _handle(self, readable: bool, writable: bool, rung: bool) -> None:
+        try:
+            self._transfer(readable, writable, rung)
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _transfer(self, readable: bool, writable: bool, rung: bool) -> None:
         if rung and self.ended is None:
             self._bell.recv(_CHUNK)
         if writable:
@@ -244,8 +255,8 @@ class Link:
         waiter.error = error
         waiter.result = result
         waiter.done = True
-        self._followers.pop(waiter, None)
         waiter.wake()
+        self._followers.pop(waiter, None)
 
     def suspect(self, seconds: float) -> bool:
         """A call has timed out in silence: whether the connection is dropped for it.
@@ -262,31 +273,36 @@ class Link:
         self.push()
         return False
 
+    def _give_up(self) -> None:
+        """A transfer was cut off: nobody knows which bytes are sent, which replies seen."""
+        self.end(f"the connection to {self._owner.route.target.address} was given up: interrupted")
+
     def end(self, reason: str | IprotoError) -> None:
         """Fails all that is in flight, and closes; the first reason counts."""
         if self.ended is not None:
             return
         self.ended = reason
-        self._owner.drop(self)
-        for waiter, may_have_executed in self.frames.fail_all():
-            self._settle(waiter, lost_error(reason, may_have_executed), None)
-        for waiter in self._gate:
-            self._settle(waiter, None, None)
-        self._gate = []
-        if self._leading:
-            self._ring()  # the leader closes: a polled socket must not be closed
-        else:
-            self._close()
-
-    def abandon(self) -> None:
-        """Closes our copies of the sockets, and nothing else: they are another process's."""
-        self._close()
+        try:
+            self._owner.drop(self)
+            for waiter, may_have_executed in self.frames.fail_all():
+                self._settle(waiter, lost_error(reason, may_have_executed), None)
+            for waiter in self._gate:
+                self._settle(waiter, None, None)
+            self._gate = []
+        finally:
+            for follower in [*self._followers]:
+                follower.wake()  # those whose outcome got lost see the end
+            if self._leading:
+                self._ring()  # the leader closes: a polled socket must not be closed
+            else:
+                self.close()
 
     def _ring(self) -> None:
         with suppress(BlockingIOError):  # it rings already
             self._button.send(b"\0")
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Gives the files back, and says nothing to anybody."""
         self._sock.close()
         self._bell.close()
         self._button.close()
@@ -309,18 +325,6 @@ class _Attempt:
             raise unusable_error(target, self.made.ended)
 
 
-# All that there are, for forked children.
-_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for channel in list(_channels):
-        channel.start_anew()
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
 class Channel:
     """The one lasting connection of a blocking client: a link, or the next one.
 
@@ -330,16 +334,64 @@ class Channel:
 
     def __init__(self, route: Route) -> None:
         self.route = route
-        self.lock = Lock()
+        self.pid = getpid()
+        lock = threading.RLock()
+        self.lock = cast("_Lock", lock)
+        # Threads inside locked().
+        self._inside: set[int] = set()
+        # Those that other processes have instead, after a fork.
+        self._heirs: dict[int, Channel] = {}
         self.link: Link | None = None
         self._closed = False
         self._attempt: _Attempt | None = None
         # Notified when an attempt ends, and on closing.
-        self._changed = self.lock.condition
-        self._pause: Callable[[float], object] = self._changed.wait  # a seam for tests
-        _channels.add(self)
+        self._changed = threading.Condition(lock)
+        self._pause: Callable[[float], object] = self._wait_change  # a seam for tests
 
-    # All of these are called holding the lock, close() apart.
+    def locked(self, work: Callable[[Channel], _T]) -> _T:
+        """What the work returns, done with the lock.
+
+        Raises:
+            RuntimeError: this thread does such work already, and is in a signal
+                handler or a ``__del__`` that came in its midst.
+        """
+        thread = get_ident()
+        if thread in self._inside:
+            raise RuntimeError(
+                "this thread is inside a call of this very Client already: "
+                "use another Client in signal handlers and in __del__"
+            )
+        try:
+            self._inside.add(thread)
+            with self.lock:
+                return work(self)
+        finally:
+            self._inside.discard(thread)
+
+    def heir(self) -> Channel:
+        """What this process has instead of its parent's channel, which a fork copied.
+
+        The link's socket is the parent's still, and the lock's holder may be a
+        thread that is not here.
+        """
+        new = Channel(self.route)
+        new._closed = self._closed
+        heir = self._heirs.setdefault(new.pid, new)  # all threads get the same
+        for link in (self.link, self._attempt.link if self._attempt else None):
+            if link is not None:
+                link.close()
+        return heir
+
+    # All of these are called holding the lock.
+
+    def _wait_change(self, seconds: float) -> None:
+        """Waits until an attempt ends, or the client is closed; gives up the lock meanwhile."""
+        held = (1, get_ident())
+        try:
+            self._changed.wait(seconds)
+        finally:
+            if not self.lock._is_owned():
+                self.lock._acquire_restore(held)
 
     def check_open(self) -> None:
         """Raises if the client is closed."""
@@ -359,7 +411,7 @@ class Channel:
                 self.link.wait_ready(deadline)
             elif self._attempt is not None:
                 attempt = self._attempt
-                self._changed.wait(left)
+                self._wait_change(left)
                 attempt.check(self.route.target)
             else:
                 attempt = self._connect(deadline, seconds)
@@ -389,16 +441,27 @@ class Channel:
                 attempt.make_error = self.route.failed(error)
         finally:
             self._attempt = None
-            self._changed.notify_all()
+            try:
+                self._changed.notify_all()
+            except BaseException:
+                self._changed.notify_all()
+                raise
         return attempt
 
     def _new_link(self, attempt: _Attempt, deadline: float) -> Link:
+        held = (1, get_ident())
+        sock: socket.socket | None = None
         try:
-            self.lock.release()
-            sock = self._dial(deadline)
-        finally:
-            self.lock.take_again()
-        link = Link(self, sock)
+            try:
+                self.lock.release()
+                sock = self._dial(deadline)
+            finally:
+                self.lock._acquire_restore(held)
+            link = Link(self, sock)
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
         attempt.link = link
         try:
             self.check_open()
@@ -448,16 +511,6 @@ class Channel:
                 return sock
         raise last or OSError("the name has no address")
 
-    def start_anew(self) -> None:
-        """In a forked child: the link is the parent's, and so are its replies."""
-        link, self.link = self.link, None
-        self.lock = Lock()
-        self._changed = self.lock.condition
-        self._pause = self._changed.wait
-        self._attempt = None
-        if link is not None:
-            link.abandon()
-
     def drop(self, link: Link) -> None:
         """A link ended."""
         if self.link is link:
@@ -467,9 +520,8 @@ class Channel:
 
     def close(self) -> None:
         """Fails all that is in flight or waits, and ends the link."""
-        with self.lock:
-            self._closed = True
-            for link in (self.link, self._attempt.link if self._attempt else None):
-                if link is not None:
-                    link.end(closed_error(may_have_executed=True))
-            self._changed.notify_all()
+        self._closed = True
+        for link in (self.link, self._attempt.link if self._attempt else None):
+            if link is not None:
+                link.end(closed_error(may_have_executed=True))
+        self._changed.notify_all()
