@@ -12,10 +12,17 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-from harness import PATIENCE, Peer, ServerProcess, read_frame, replace_frame, serve_process
+from harness import (
+    PATIENCE,
+    Peer,
+    ServerProcess,
+    children,
+    read_frame,
+    replace_frame,
+    serve_process,
+)
 from linearizability import Operation, violations
 
 SLOTS = 8
@@ -153,20 +160,6 @@ def soak(seconds: float, workers: int = 2, period: float = 0.3, seed: int = 1) -
     wrong += [f"slot {slot}: {text}" for slot, text in violations(history, initial="").items()]
     times = [o.ended - o.begun for o in history if o.ended is not None]
     return Report(len(times), len(history) - len(times), kills, max(times, default=0.0), wrong)
-
-
-def children(parent: int) -> list[int]:
-    """The live child processes of a process."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == parent and fields[0] != "Z":
-                found.append(int(entry.name))
-    return sorted(found)
 
 
 def main() -> int:

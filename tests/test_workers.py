@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import PATIENCE, Peer, ServerProcess, frame, read_frame, replace_frame, serve_process
+from harness import (
+    PATIENCE,
+    Peer,
+    ServerProcess,
+    children,
+    frame,
+    read_frame,
+    replace_frame,
+    serve_process,
+)
 from iproto import FuncID, ReturnCode
 from iproto.config import parse_address
 from test_metrics import Samples, parse, value
@@ -40,14 +49,7 @@ def supervised(*arguments: str, workers: int = 2, **options: object) -> Iterator
 
 def pids(running: ServerProcess) -> list[int]:
     """The live workers of a supervisor."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[1]) == running.process.pid and fields[0] != "Z":
-                    found.append(int(entry.name))
-    return found
+    return children(running.process.pid)
 
 
 def scrape(running: ServerProcess) -> Samples:
