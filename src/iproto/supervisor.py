@@ -23,7 +23,6 @@ takes its place never share one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import logging
@@ -35,7 +34,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from iproto import listeners, systemd, upgrade
@@ -43,6 +41,7 @@ from iproto._fastframe import Storage
 from iproto.cpus import usable_cpus
 from iproto.errors import ConfigError
 from iproto.metrics import MetricsEndpoint, WorkerFigures, WorkersCollector
+from iproto.processes import Position, Worker, manner_of_end, process_figures
 from iproto.server import run_in_loop
 from iproto.storage_file import Flusher, open_storage
 from iproto.upgrade import Inheritance, InheritedWorker
@@ -70,52 +69,6 @@ WATCH_PERIOD = 0.5
 
 # Seconds beyond the drain time-out until a worker that drains is killed.
 DRAIN_GRACE = 2.0
-
-
-class Worker:
-    """One worker process.
-
-    Args:
-        position: 0..workers-1; the next worker at this position takes its place.
-        area: its area in the storage.
-        pid: the process.
-        control: our end of the socket pair.
-    """
-
-    def __init__(self, position: int, area: int, pid: int, control: socket.socket) -> None:
-        self.position = position
-        self.area = area
-        self.pid = pid
-        self.control = control
-        # Kept for its destructor, which would wait for the process in our place.
-        self.process: subprocess.Popen[bytes] | None = None
-        self.exit_code: int | None = None
-        self.begun = time.monotonic()
-        self.ready = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.retiring = False
-        self.covers: set[int] = set()  # positions whose listeners it serves beside its own
-
-    def order(self, word: str, position: int | None = None) -> None:
-        """Tells the worker something; a worker that is just dying does not hear it."""
-        line = word if position is None else f"{word} {position}"
-        with contextlib.suppress(OSError):
-            self.control.send(line.encode() + b"\n")
-
-    def signal(self, number: int) -> None:
-        """Sends a signal; the process is our child, so the number is still its own."""
-        os.kill(self.pid, number)
-
-
-class Position:
-    """What is known of a position beyond the worker that is there now."""
-
-    def __init__(self) -> None:
-        self.restarts = 0  # workers that died and were replaced
-        self.delay = 0.0  # seconds before the next start
-        self.timer: asyncio.TimerHandle | None = None  # of a start that is delayed
-        self.cpu_seconds = 0.0  # of the workers that are gone
-        self.cpu_shown = 0.0  # the most that was ever shown
 
 
 class Supervisor:
@@ -183,7 +136,7 @@ class Supervisor:
         cpu_seconds = known.cpu_seconds
         for worker in list(self.workers):
             if worker.position == position:
-                used, held = _process_figures(worker.pid)
+                used, held = process_figures(worker.pid)
                 cpu_seconds += used
                 resident += held
         # The CPU time of a worker that is just gone may be counted in neither
@@ -467,7 +420,7 @@ class Supervisor:
             "worker %d (pid %d) %s after %.1f s%s; starting another%s",
             worker.position,
             worker.pid,
-            _manner(code),
+            manner_of_end(code),
             lived,
             ", holding the storage's lock, which is freed" if held else "",
             f" in {position.delay:g} s" if position.delay else "",
@@ -563,20 +516,6 @@ class Supervisor:
             logger.warning("worker %d (pid %d) did not retire in time", worker.position, worker.pid)
             worker.signal(signal.SIGKILL)
             await worker.ended.wait()
-
-
-def _process_figures(pid: int) -> tuple[float, int]:
-    """CPU seconds used and resident bytes of a process; zeros where the system does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0, 0
-    ticks = int(stat[11]) + int(stat[12])
-    return ticks / os.sysconf("SC_CLK_TCK"), int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _manner(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def run(config: Config, app: str = "") -> int:
