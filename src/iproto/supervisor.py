@@ -97,6 +97,7 @@ class Supervisor:
         self.workers: list[Worker] = []  # all that are alive
         self._listeners: list[list[socket.socket]] = []  # by address
         self._failure: int | None = None  # exit code, when no worker could start
+        self._started = False  # the first workers were ready
         self._stopping = False
         self._rolling: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # a worker is ready, or dead
@@ -240,6 +241,8 @@ class Supervisor:
                 self._start(position)
         while self._failure is None and signals.empty():
             if len({w.position for w in self.workers if w.ready.is_set()}) == self.count:
+                self._started = True
+                self._cover()
                 return True
             await self._change(WATCH_PERIOD)
         return False
@@ -353,6 +356,8 @@ class Supervisor:
         Else what waits there would wait until the position's next worker is
         ready, which can take as long as the delay before its start.
         """
+        if not self._started:
+            return  # the first workers come all at once, and each to its own listeners
         serving = [w for w in self.workers if w.ready.is_set() and not w.retiring]
         manned = {worker.position for worker in serving}
         covered = set()
