@@ -1990,6 +1990,11 @@ cdef class ClientFrames:
     # Ids given out so far; up to `taken` of them have left through take().
     cdef uint64_t issued
     cdef uint64_t taken
+    # Requests that were replied to; replies to those that had one already, or that
+    # nobody waits for any more; and how often each return_code but 0 came.
+    cdef readonly uint64_t answered
+    cdef readonly uint64_t surplus
+    cdef readonly dict refusals
     # Set when the stream cannot be trusted any more: what to tell the callers.
     cdef readonly object broken
     # While a bulk is built, and while a chunk is read: see forbid_reentry.
@@ -2001,6 +2006,7 @@ cdef class ClientFrames:
         self.max_body = max_body
         self.pending = {}
         self.bulks = []
+        self.refusals = {}
         self._next_id = 1
 
     def __dealloc__(self):
@@ -2383,7 +2389,8 @@ cdef class ClientFrames:
             if entry is None:
                 if self._age(request_id) == 0xFFFFFFFFFFFFFFFF:
                     raise ProtocolError(f"reply to request_id {request_id}, which was never sent")
-                return 0  # Its caller gave up: cancelled, or past the deadline.
+                self.surplus += 1
+                return 0  # Its caller gave up, or it was answered already.
         try:
             if func_id != entry.func_id:
                 raise ProtocolError(
@@ -2404,11 +2411,14 @@ cdef class ClientFrames:
         except TextError as not_text:
             error = not_text
         if entry.results is None:
+            self._count_reply(code)
             outcomes.append((entry.waiter, error, result))
             return 0
         position = request_id - entry.first
         if entry.results[position] is not UNANSWERED:
-            return 0  # The peer answered twice.
+            self.surplus += 1
+            return 0
+        self._count_reply(code)
         if error is not None:
             error.item = position
             if entry.error is None or position < entry.error.item:
@@ -2418,6 +2428,12 @@ cdef class ClientFrames:
         if entry.missing == 0:
             self.bulks.remove(entry)
             outcomes.append((entry.waiter, entry.error, entry.results))
+        return 0
+
+    cdef int _count_reply(self, uint32_t code) except -1:
+        self.answered += 1
+        if code != 0:
+            self.refusals[code] = self.refusals.get(code, 0) + 1
         return 0
 
     cdef Pending _bulk_of(self, uint32_t request_id):

@@ -40,7 +40,8 @@ EXIT_BAD_ANSWER = 5
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  the server answered with an error; serve: the drain took too long
+  1  the server answered with an error; serve: the drain took too long;
+     bench: a request was lost or refused, or a reply wrong or doubled
   2  wrong options, or an address that cannot be listened on
   3  no connection, or it was lost
   4  no answer in time
@@ -191,7 +192,21 @@ def _parser() -> argparse.ArgumentParser:
     call.add_argument("func_id", type=_func_id, metavar="FUNC_ID", help="0x00030001, or decimal")
     call.add_argument("arguments", nargs="*", type=_json, metavar="ARG", help="a JSON value")
 
-    for client in (read, replace, state, ping, call):
+    bench = command(
+        "bench",
+        _bench,
+        "put a load on a server, and account for every request",
+        "  iproto bench\n"
+        "  iproto bench --connections 200 --depth 1 --mix read=80,write=20\n"
+        "  iproto bench --rate 50000 --duration 60 --json\n"
+        "  iproto bench --mix call --call 0x00030001 '\"ab\"' 3\n\n"
+        "Without --rate each connection keeps --depth requests on their way. With it, requests\n"
+        "are due on a fixed schedule, and latencies count from when they were due. Writes change\n"
+        "the slots; what these held is put back at the end.",
+    )
+    _add_bench_options(bench)
+
+    for client in (read, replace, state, ping, call, bench):
         client.add_argument(
             "--url",
             default=os.environ.get("IPROTO_URL") or DEFAULT_URL,
@@ -199,6 +214,38 @@ def _parser() -> argparse.ArgumentParser:
             "IPROTO_URL in the environment works too (default: %(default)s)",
         )
     return parser
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    def number(name: str, kind: type, metavar: str, help: str) -> None:
+        parser.add_argument(name, type=kind, default=argparse.SUPPRESS, metavar=metavar, help=help)
+
+    number("--connections", int, "N", "1..100000 (default: 50)")
+    number("--depth", int, "N", "requests on their way on each, 1..10000 (default: 16)")
+    number("--rate", float, "R", "requests a second in all: the open loop (default: none)")
+    number("--duration", float, "SECONDS", "over 0, at most 86400 (default: 10)")
+    number("--value-size", int, "BYTES", "of what is written, 4..256 (default: 64)")
+    number("--processes", int, "N", "that share the load, 1..1024 (default: 1)")
+    parser.add_argument(
+        "--mix",
+        default=argparse.SUPPRESS,
+        metavar="KIND[=SHARE],...",
+        help="of read, write, ping, call, as in read=80,write=20 (default: read)",
+    )
+    parser.add_argument(
+        "--slots",
+        default=argparse.SUPPRESS,
+        metavar="A-B",
+        help="to read and write (default: 0-999)",
+    )
+    parser.add_argument(
+        "--call",
+        nargs="+",
+        default=argparse.SUPPRESS,
+        metavar=("FUNC_ID", "ARG"),
+        help="the function that 'call' in the mix stands for, with arguments in JSON",
+    )
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -389,6 +436,25 @@ def _call(options: argparse.Namespace) -> int:
     with _client(options) as client:
         _print_json(client.call(options.func_id, *options.arguments))
     return EXIT_OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from iproto import bench
+
+    given = vars(options).copy()
+    if "call" in given:
+        func_id, *arguments = given["call"]
+        given["call"] = (_checked(_func_id, func_id), [_checked(_json, a) for a in arguments])
+    names = {field.name for field in dataclasses.fields(bench.Settings)}
+    settings = bench.Settings(**{name: given[name] for name in names & given.keys()})
+    return bench.run(settings, as_json=options.json)
+
+
+def _checked(read: Callable[[str], Any], text: str) -> Any:
+    try:
+        return read(text)
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"--call: {error}") from None
 
 
 def _print_json(value: Any) -> None:
