@@ -2411,14 +2411,18 @@ cdef class ClientFrames:
         except TextError as not_text:
             error = not_text
         if entry.results is None:
-            self._count_reply(code)
+            self.answered += 1
+            if code != 0:
+                self._count_refusal(code)
             outcomes.append((entry.waiter, error, result))
             return 0
         position = request_id - entry.first
         if entry.results[position] is not UNANSWERED:
             self.surplus += 1
             return 0
-        self._count_reply(code)
+        self.answered += 1
+        if code != 0:
+            self._count_refusal(code)
         if error is not None:
             error.item = position
             if entry.error is None or position < entry.error.item:
@@ -2430,10 +2434,8 @@ cdef class ClientFrames:
             outcomes.append((entry.waiter, entry.error, entry.results))
         return 0
 
-    cdef int _count_reply(self, uint32_t code) except -1:
-        self.answered += 1
-        if code != 0:
-            self.refusals[code] = self.refusals.get(code, 0) + 1
+    cdef int _count_refusal(self, uint32_t code) except -1:
+        self.refusals[code] = self.refusals.get(code, 0) + 1
         return 0
 
     cdef Pending _bulk_of(self, uint32_t request_id):

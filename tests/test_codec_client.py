@@ -500,6 +500,28 @@ def test_a_doubled_error_in_a_bulk_is_dropped_and_the_first_counts() -> None:
     assert results == [None, "second"]
 
 
+def test_replies_are_counted_once_by_what_they_were() -> None:
+    frames = client()
+    frames.read(1, ff.AS_TEXT, "one", NEVER)
+    frames.replace_many([(1, "a"), (2, "b"), (3, "c")], "bulk", NEVER)
+    forgotten = frames.read(1, ff.AS_TEXT, "forgotten", NEVER)
+    frames.forget(forgotten)
+    text = packed_str(b"text")
+    replies = [
+        (READ, 1, 0, text),
+        (READ, 1, 0, text),
+        (REPLACE, 2, 0, NIL),
+        (REPLACE, 3, ReturnCode.READ_ONLY, text),
+        (REPLACE, 3, ReturnCode.READ_ONLY, text),
+        (REPLACE, 4, ReturnCode.LOCKED, text),
+        (READ, forgotten, 0, text),
+    ]
+    for reply in replies:
+        frames.feed(response(*reply, mailru=False))
+    assert (frames.answered, frames.surplus) == (4, 3)
+    assert frames.refusals == {ReturnCode.READ_ONLY: 1, ReturnCode.LOCKED: 1}
+
+
 def test_a_reply_of_another_function_breaks_the_stream_and_its_waiter_hears() -> None:
     frames = client()
     frames.read(1, ff.AS_TEXT, "one", NEVER)

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
 from harness import PATIENCE, frame, serve_process, serving
-from iproto import FuncID, cli, config, errors
+from iproto import FuncID, bench, cli, config, errors
 from iproto._fastframe import ServerFrames
 from test_metrics import get
 
@@ -435,6 +435,25 @@ def test_the_other_errors_are_all_described() -> None:
     assert {*no_answer} == {cls.__name__ for cls in errors.TransportError.__subclasses__()}
     no_sense = column("errors.md", "The answer makes no sense", "class")
     assert {*no_sense} == {"ProtocolError", "DialectError", "TextError"}
+
+
+def test_the_load_tests_options_and_defaults_are_those_of_the_command_line() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "iproto.cli", "bench", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+        env={**os.environ, "COLUMNS": "500"},
+    )
+    text = re.sub(r"\n {10,}", " ", ended.stdout)
+    told = dict(re.findall(r"^  (--[a-z-]+)\b.*?(?:\(default: (.*)\))?$", text, re.MULTILINE))
+    rows = {row["option"]: row["default"] for row in table("load-testing.md", "Options", "option")}
+    assert rows == told
+    for field in dataclasses.fields(bench.Settings):
+        if field.name != "url":
+            default = "none" if field.default is None else str(field.default).removesuffix(".0")
+            assert rows["--" + field.name.replace("_", "-")] == default
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:

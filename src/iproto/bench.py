@@ -151,8 +151,8 @@ def _slots_in_use(settings: Settings, client: Client) -> Iterator[dict[int, byte
         return
     size = settings.value_size
     own = {index: (b"%03d " % index * size)[:size] for index in slots}
+    client.replace_many(own)
     try:
-        client.replace_many(own)
         yield own
     finally:
         try:

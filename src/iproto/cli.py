@@ -40,8 +40,7 @@ EXIT_BAD_ANSWER = 5
 EXIT_CODES = """\
 exit codes:
   0  done
-  1  the server answered with an error; serve: the drain took too long;
-     bench: a request was lost or refused, or a reply wrong or doubled
+  1  the server answered with an error; serve: the drain took too long; bench: not all went well
   2  wrong options, or an address that cannot be listened on
   3  no connection, or it was lost
   4  no answer in time
@@ -243,7 +242,7 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=argparse.SUPPRESS,
         metavar=("FUNC_ID", "ARG"),
-        help="the function that 'call' in the mix stands for, with arguments in JSON",
+        help="the function that 'call' in the mix stands for; arguments in JSON (default: none)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
 

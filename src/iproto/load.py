@@ -101,12 +101,12 @@ class Load:
             self._reconnect(now)
             wait = min(tick, end) - now
             if self.plan.rate is not None:
-                wait = min(wait, self._hand_out(now, self.plan.rate) - now - _SPIN)
+                wait = min(wait, self._hand_out(now - self._started, self.plan.rate) - _SPIN)
             self._turn(wait)
         self._sending = False
         outcome.seconds = monotonic() - self._started
         outcome.cpu_seconds = process_time() - cpu
-        self._wait_for_replies()
+        self._finish(min(outcome.seconds, self.plan.duration))
         return outcome
 
     def close(self) -> None:
@@ -129,10 +129,21 @@ class Load:
             f"but {ready}: {reason}"
         )
 
-    def _wait_for_replies(self) -> None:
+    def _finish(self, seconds: float) -> None:
+        """Waits for the last replies; what was due goes out even now, or waits would be left out.
+
+        Args:
+            seconds: from the start; what became due later is not sent.
+        """
         deadline = monotonic() + self.plan.target.timeout
-        while any(c.in_flight for c in self.connections) and monotonic() < deadline:
-            self._turn(deadline - monotonic())
+        all_due = _due(seconds, self.plan.rate or 0)
+        while (now := monotonic()) < deadline:
+            if self._handed_out < all_due:
+                self._hand_out(seconds, self.plan.rate or 0)
+            elif not any(c.in_flight or c.due > c.begun for c in self.connections):
+                break
+            self._reconnect(now)
+            self._turn(min(_TICK, deadline - now))
         for connection in self.connections:
             self.outcome.unsent += connection.due - connection.begun
             unanswered = connection.close()
@@ -147,39 +158,39 @@ class Load:
             for connection in ready:
                 connection.connect()
 
-    # The schedule of an open loop: request n is due n / rate seconds after the
-    # start, on connection n % connections.
+    # The schedule of an open loop: request n, from 0 on, is due (n + 1) / rate seconds
+    # after the start, on connection n % connections.
 
-    def _hand_out(self, now: float, rate: float) -> float:
-        """Gives what has become due to its connections; returns when the next is due."""
+    def _hand_out(self, seconds: float, rate: float) -> float:
+        """Gives connections what is due so long after the start; returns how soon more will be."""
         first = self._handed_out
-        due = min(int((now - self._started) * rate) + 1, first + _HANDED_OUT_AT_ONCE)
-        late = int((now - self._started - _SPIN) * rate) + 1
-        self.outcome.late += max(0, min(late, due) - first)
+        due = min(_due(seconds, rate), first + _HANDED_OUT_AT_ONCE)
+        self.outcome.late += max(0, min(_due(seconds - _SPIN, rate), due) - first)
         self._handed_out = due
         touched: dict[_Connection, None] = {}
         for number in range(first, due):
             connection = self.connections[number % len(self.connections)]
             connection.due += 1
             touched[connection] = None
+        now = monotonic()
         for connection in touched:
             self.has_room(connection, now)
-        return self._started + due / rate
+        return (due + 1) / rate - seconds
 
     def _due_times(self, connection: _Connection, first: int, count: int) -> tuple[float, ...]:
         """When requests of a connection are due, from its ``first`` on."""
         rate, step = self.plan.rate or 0, len(self.connections)
-        start = self._started + connection.number / rate
+        start = self._started + (connection.number + 1) / rate
         return tuple(start + place * step / rate for place in range(first, first + count))
 
     # What connections tell.
 
     def has_room(self, connection: _Connection, now: float) -> None:
         """A connection can take more: sends what there is to be sent."""
-        if not self._sending or not connection.connected:
+        if not connection.connected:
             return
         if self.plan.rate is None:
-            if not connection.in_flight:
+            if self._sending and not connection.in_flight:
                 connection.send(self.plan.depth, (now,))
             return
         count = min(connection.due - connection.begun, self.plan.depth - connection.in_flight)
@@ -208,7 +219,7 @@ class Load:
             else:
                 self.outcome.wrong += 1
                 self.outcome.note(str(error))
-        if self._sending:
+        if self._sending or connection.due > connection.begun:
             self.outcome.reconnects += 1
             self._retries.append((monotonic() + (0 if was_used else _RETRY), connection))
 
@@ -230,6 +241,11 @@ class Load:
         else:
             for since in batch.since:
                 outcome.latency.record(now - since)
+
+
+def _due(seconds: float, rate: float) -> int:
+    """How many requests are due so long after the start."""
+    return int(seconds * rate + 1e-6)  # 0.29 * 100 is a hair less than 29
 
 
 class _Connection:

@@ -1,0 +1,450 @@
+"""``iproto bench`` as a user runs it, against good servers and bad ones."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import iproto
+from frame_server import FrameServer
+from harness import PATIENCE, serve_process, serving
+from iproto import FuncID
+from iproto._fastframe import ROWS
+from iproto.latency import Latency
+from iproto.workload import Dealer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from harness import Served
+
+COMMAND = (sys.executable, "-m", "iproto.cli", "bench")
+
+
+def bench(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "--url", url, *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def report(url: str, *options: str, code: int = 0) -> dict[str, Any]:
+    """What a short test reports, whose accounts must add up."""
+    options = ("--duration", "0.3", "--connections", "4", "--json", *options)
+    ended = bench(url, *options)
+    assert (ended.returncode, ended.stderr) == (code, ""), ended.stderr
+    return checked(ended.stdout)
+
+
+def checked(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text)
+    counts = found["requests"]
+    assert counts["sent"] == counts["answered"] + counts["lost"] + counts["handed_back"]
+    return found
+
+
+@contextlib.contextmanager
+def started(url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A test of half a minute, which somebody has to end."""
+    process = subprocess.Popen(
+        [*COMMAND, "--url", url, "--json", "--duration", "30", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def requests(served: Served, func_id: FuncID) -> int:
+    """How many the server has counted."""
+    return sum(served.server.storage.counters()["requests"][ROWS.index(func_id)])
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        time.sleep(0.005)
+
+
+def test_every_request_is_answered_and_none_is_wrong() -> None:
+    with serving() as served:
+        served.server.storage.replace(7, b"\xff kept")
+        found = report(served.url, "--depth", "8")
+        counts = found["requests"]
+        assert counts["answered"] > 0
+        assert counts == {
+            **counts,
+            "refused": {},
+            "wrong": 0,
+            "doubled": 0,
+            "lost": 0,
+            "handed_back": 0,
+            "unsent": 0,
+        }
+        # And the server counts the same, but for the look at the slots before.
+        assert requests(served, FuncID.STORAGE_READ) == counts["answered"] + 1000
+        latency = list(found["latency_ms"].values())[1:]
+        assert latency == sorted(latency)
+        assert 0 < latency[0] <= latency[-1]
+        assert found["problems"] == []
+
+
+@pytest.mark.parametrize("place", ["tcp", "unix"])
+@pytest.mark.parametrize("dialect", ["mailru", "auto"])
+def test_both_dialects_on_both_kinds_of_socket(tmp_path: Path, place: str, dialect: str) -> None:
+    bind = f"unix:{tmp_path}/s" if place == "unix" else "127.0.0.1:0"
+    with serving(dialect="mailru", bind=bind) as served:
+        url = served.url.replace("dialect=mailru", f"dialect={dialect}")
+        assert report(url, "--processes", "2")["requests"]["answered"] > 0
+
+
+def test_a_mix_is_kept_and_the_slots_get_back_what_they_held() -> None:
+    app = iproto.App()
+
+    @app.function(0x30001)
+    async def repeat(text: str, times: int) -> str:
+        return text * times
+
+    with serving(app) as served:
+        storage = served.server.storage
+        for index in range(1000):
+            storage.replace(index, b"own %d" % index)
+        mix = ("--mix", "read=5,write=3,ping=1,call=1", "--call", "0x30001", '"ab"', "3")
+        found = report(served.url, *mix, "--depth", "10", "--slots", "10-19")
+        assert found["mix"] == {"read": 0.5, "write": 0.3, "ping": 0.1, "call": 0.1}
+        for index in range(1000):
+            assert storage.read(index) == b"own %d" % index
+        sent = found["requests"]["sent"]
+        reads = requests(served, FuncID.STORAGE_READ) - 10
+        writes = requests(served, FuncID.STORAGE_REPLACE) - 20
+        assert abs(reads - sent * 0.5) <= 10
+        assert abs(writes - sent * 0.3) <= 10
+
+
+@given(
+    weights=st.lists(st.integers(1, 100), min_size=1, max_size=4),
+    counts=st.lists(st.integers(1, 300), min_size=1, max_size=50),
+)
+def test_what_is_dealt_is_true_to_the_mix(weights: list[int], counts: list[int]) -> None:
+    kinds = ("read", "write", "ping", "call")
+    mix = {kind: w / sum(weights) for kind, w in zip(kinds, weights, strict=False)}
+    dealer = Dealer(mix, {0: b""})
+    dealt = dict.fromkeys(mix, 0)
+    for count in counts:
+        kinds_dealt = dealer.kinds(count)
+        assert sum(number for _, number in kinds_dealt) == count
+        for kind, number in kinds_dealt:
+            dealt[kind] += number
+    for kind, share in mix.items():
+        assert abs(dealt[kind] - share * sum(counts)) < len(mix) + 1
+
+
+@given(st.lists(st.floats(0, 100), min_size=1))
+def test_percentiles_are_exact_to_a_thousandth_and_a_microsecond(seconds: list[float]) -> None:
+    one, other = Latency(), Latency()
+    for number, value in enumerate(seconds):
+        (one if number % 2 else other).record(value)
+    one.add(other)
+    assert one.count == len(seconds)
+    assert one.most == max(seconds)
+    assert one.mean == pytest.approx(sum(seconds) / len(seconds))
+    in_order = sorted(seconds)
+    for percent in (1.0, 50.0, 99.0, 100.0):
+        # The smallest that so many per cent do not exceed.
+        place = max(1, -(-len(in_order) * percent // 100))
+        exact = in_order[int(place) - 1]
+        assert one.percentile(percent) == pytest.approx(exact, rel=1 / 1000, abs=2e-6)
+
+
+def test_an_open_loop_sends_what_is_due_and_no_more() -> None:
+    with serving() as served:
+        found = report(served.url, "--rate", "2000", "--duration", "0.5", "--mix", "read,ping")
+        assert found["rate"] == 2000
+        counts = found["requests"]
+        assert (counts["sent"], counts["unsent"]) == (1000, 0)
+
+
+class Pausing(FrameServer):
+    """Answers nobody for a while, once, from its so many thousandth request on."""
+
+    pause = 0.5
+    seen = 0
+
+    def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
+        self.seen += 1
+        if self.seen == 1100:
+            time.sleep(self.pause)
+        return super()._reply(func_id, request_id, body)
+
+
+def test_latencies_count_from_when_a_request_was_due() -> None:
+    with Pausing() as server:
+        options = ("--rate", "1000", "--depth", "1", "--connections", "1", "--duration", "0.6")
+        found = report(server.url, *options)
+    # One request was on its way in the pause. Counted from their sending, all others,
+    # which had to wait for it to end, would look as if nothing had been.
+    assert found["requests"]["answered"] == 600
+    assert found["latency_ms"]["max"] >= 500
+    assert found["latency_ms"]["p50"] >= 100
+
+
+class Doubling(FrameServer):
+    def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
+        return super()._reply(func_id, request_id, body) * (1 if request_id % 10 else 2)
+
+
+def test_replies_that_come_twice_are_counted() -> None:
+    with Doubling() as server:
+        found = report(server.url, "--depth", "20", code=1)
+    counts = found["requests"]
+    assert counts["doubled"] >= counts["answered"] // 10 - 4
+    assert (counts["lost"], counts["wrong"]) == (0, 0)
+
+
+class Forgetful(FrameServer):
+    def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
+        reply = super()._reply(func_id, request_id, body)
+        return b"" if request_id == 2000 else reply
+
+
+def test_requests_that_are_never_answered_are_lost() -> None:
+    with Forgetful() as server:
+        found = report(server.url + "?timeout=0.4", "--depth", "1000", code=1)
+    assert found["requests"]["lost"] == 4  # one on each connection
+    assert found["problems"] == ["no reply within 0.4 s"]
+
+
+class Swapping(FrameServer):
+    def _execute(self, func_id: int, body: bytes) -> tuple[int, str | bytes | None]:
+        code, value = super()._execute(func_id, body)
+        swapped = body == b"\x07" and len(self.chunks) > 10
+        return code, b"other" if swapped else value
+
+
+def test_replies_with_another_slots_content_are_wrong() -> None:
+    with Swapping() as server:
+        found = report(server.url, "--slots", "5-8", code=1)
+    counts = found["requests"]
+    assert 0 < counts["wrong"] < counts["answered"]
+    assert "another string" in found["problems"][0]
+
+
+class Breaking(FrameServer):
+    """Ends a connection at its 5000th request, by a reset or in good order."""
+
+    resets = True
+
+    def _serve(self, sock: socket.socket) -> None:
+        if self.resets:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        super()._serve(sock)
+
+    def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
+        if request_id == 5000:
+            raise OSError("enough")
+        return super()._reply(func_id, request_id, body)
+
+
+class Leaving(Breaking):
+    resets = False
+
+
+def test_what_a_reset_leaves_unanswered_is_lost_and_the_load_goes_on() -> None:
+    with Breaking() as server:
+        found = report(server.url, code=1)
+    assert found["requests"]["lost"] > 0
+    assert found["requests"]["handed_back"] == 0
+    assert found["requests"]["answered"] > 5000
+    assert found["reconnects"] > 0
+    assert "Connection reset by peer" in found["problems"][0]
+
+
+def test_what_an_orderly_end_leaves_unanswered_is_not_lost() -> None:
+    with Leaving() as server:
+        found = report(server.url)
+    assert found["requests"]["lost"] == 0
+    assert found["requests"]["handed_back"] > 0
+    assert found["reconnects"] > 0
+
+
+class Nonsense(FrameServer):
+    def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
+        return super()._reply(func_id, request_id + (1 << 30) * (request_id == 3000), body)
+
+
+def test_a_reply_to_nothing_breaks_the_connection_and_is_wrong() -> None:
+    with Nonsense() as server:
+        found = report(server.url, code=1)
+    assert found["requests"]["wrong"] > 0
+    assert found["reconnects"] > 0
+    assert "which was never sent" in found["problems"][0]
+
+
+def test_refusals_are_counted_by_return_code() -> None:
+    app = iproto.App()
+
+    @app.function(0x30001)
+    async def refuse() -> None:
+        raise iproto.Error(0x1234_0002, "no")
+
+    with serving(app) as served:
+        mix = ("--mix", "call=1,ping=1", "--call", "0x30001")
+        found = report(served.url, *mix, code=1)
+        assert found["requests"]["refused"].keys() == {"0x12340002"}
+        assert found["requests"]["refused"]["0x12340002"] == pytest.approx(
+            found["requests"]["answered"] / 2, abs=10
+        )
+        mix = ("--mix", "call", "--call", "0x30099")
+        found = report(served.url, *mix, code=1)
+        assert found["requests"]["refused"].keys() == {"UNSUPPORTED_COMMAND"}
+
+
+def test_the_text_says_it_all() -> None:
+    with serving() as served:
+        ended = bench(served.url, "--duration", "0.2", "--connections", "2", "--mix", "write")
+        assert ended.returncode == 0
+        lines = ended.stdout.splitlines()
+        assert lines[0] == f"{served.url}: 2 connections, depth 16, write; closed loop"
+        assert [line.split()[0] for line in lines[1:]] == [
+            *("answered", "latency", "lost", "doubled", "wrong", "refused", "generator")
+        ]
+        ended = bench(served.url, "--duration", "0.2", "--rate", "3000")
+        assert "; open loop, 3,000 a second" in ended.stdout
+        assert "over 1 ms late" in ended.stdout
+
+
+def test_a_terminal_sees_how_far_it_is() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with serving() as served:
+        command = [*COMMAND, "--url", served.url, "--duration", "0.5"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # the last one to hold it open has left
+            while chunk := os.read(ours, 1 << 16):
+                shown += chunk
+        os.close(ours)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+    assert b"answered" in shown
+    assert b"0%|" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_early_with_the_report_and_the_slots_restored(
+    number: signal.Signals,
+) -> None:
+    with serving() as served:
+        storage = served.server.storage
+        storage.replace(7, b"kept")
+        with started(served.url, "--mix", "write", "--processes", "2") as process:
+            wait_until(lambda: requests(served, FuncID.STORAGE_REPLACE) > 5000)
+            process.send_signal(number)
+            text, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (128 + number, "")
+        found = checked(text)
+        assert 0 < found["seconds"] < 30
+        assert found["requests"]["lost"] == 0
+        assert storage.read(7) == b"kept"
+
+
+def test_a_rolling_restart_under_load_loses_nothing() -> None:
+    with serve_process("--workers", "2") as running:
+        url = f"iproto://{running.addresses[0]}"
+        with started(url, "--mix", "read,write", "--connections", "16") as process:
+            running.process.send_signal(signal.SIGHUP)
+            running.wait_for("restarted$")
+            process.send_signal(signal.SIGINT)
+            text, errors = process.communicate(timeout=PATIENCE)
+        assert errors == ""
+        counts = checked(text)["requests"]
+        assert (counts["lost"], counts["doubled"], counts["wrong"]) == (0, 0, 0)
+        assert counts["refused"] == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--connections", "0"], "--connections 0 is out of range; use 1..100000"),
+        (["--depth", "10001"], "--depth 10001 is out of range; use 1..10000"),
+        (["--rate", "0"], "--rate 0 is out of range; use over 0, at most 1e+08"),
+        (["--rate", "nan"], "--rate nan is out of range"),
+        (["--duration", "-1"], "--duration -1 is out of range; use over 0, at most 86400"),
+        (["--value-size", "257"], "--value-size 257 is out of range; use 4..256"),
+        (["--processes", "51"], "--processes 51 is out of range; use 1..50"),
+        (["--mix", "reads"], "--mix: no kind 'reads'; there are read, write, ping, call"),
+        (["--mix", "read=x"], "--mix: 'x' is no share of read"),
+        (["--mix", "read,read=2"], "--mix: read is there twice"),
+        (["--mix", "call"], "--call, and 'call' in --mix, go together"),
+        (["--call", "1"], "--call, and 'call' in --mix, go together"),
+        (["--mix", "call", "--call", "x"], "--call: 'x' is no function number"),
+        (["--mix", "call", "--call", "1", "x"], "--call: 'x' is not JSON"),
+        (["--slots", "5-1000"], "--slots '5-1000': use A-B or A, within 0-999"),
+        (["--slots", "9-5"], "--slots '9-5': the first is after the last"),
+        (["--url", "http://x"], "scheme 'http'"),
+    ],
+)
+def test_wrong_options_are_one_line(options: list[str], says: str) -> None:
+    ended = bench("iproto://127.0.0.1:1", *options)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.count("\n") == 1
+    assert says in ended.stderr
+
+
+def test_a_server_that_is_not_there_is_exit_code_3() -> None:
+    ended = bench("iproto://127.0.0.1:1")
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr == (
+        "iproto: cannot connect to 127.0.0.1:1: Connection refused; the request was not executed\n"
+    )
+
+
+def test_connections_beyond_the_limit_of_files_are_told() -> None:
+    with serving() as served:
+        ended = subprocess.run(
+            [
+                *("sh", "-c", 'ulimit -n 64; exec "$@"', "-"),
+                *(*COMMAND, "--url", served.url, "--connections", "100"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout) == (3, "")
+    assert ended.stderr.count("\n") == 1
+    assert "100 connections" in ended.stderr
+    assert "Too many open files" in ended.stderr
+
+
+def test_a_storage_that_cannot_be_written_is_refused_at_once() -> None:
+    with serving() as served:
+        served.server.storage.switch(iproto.State.READ_ONLY)
+        ended = bench(served.url, "--mix", "write")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "READ_ONLY" in ended.stderr
