@@ -8,7 +8,6 @@
  * answered into one buffer, one send carries that away. A client that doesn't read its replies is
  * not read from until it has taken them.
  */
-#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
