@@ -4,7 +4,8 @@
  * functions, one form of each request body (no arrays, no maps). Everything else that we measure
  * is given as a share of its figures.
  *
- * One thread, level-triggered epoll. One recv takes what is there, every whole frame in it is
+ * One thread, or with --processes several processes of one, each with its share of the connections,
+ * as our workers have; level-triggered epoll. One recv takes what is there, every whole frame in it is
  * answered into one buffer, one send carries that away. A client that doesn't read its replies is
  * not read from until it has taken them.
  */
@@ -13,12 +14,15 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -67,12 +71,15 @@ struct connection {
     size_t pending_size, pending_sent;
 };
 
-static struct {
-    uint16_t size;
-    uint8_t bytes[MAX_STRING];
-} slots[SLOTS];
+/* Shared by all processes, without a lock: they are a limit too. */
+static struct store {
+    uint32_t state;
+    struct slot {
+        uint16_t size;
+        uint8_t bytes[MAX_STRING];
+    } slots[SLOTS];
+} *store;
 
-static uint32_t state = SWITCH_READWRITE;
 static int epoll_fd;
 static uint8_t receive_buffer[CARRY + RECEIVE_CHUNK];
 static uint8_t reply_buffer[REPLY_BUFFER];
@@ -206,9 +213,9 @@ static size_t reply_read(uint8_t *out, const uint8_t *request, const uint8_t *bo
         return reply_error(out, request, ILLEGAL_PARAMS, "STORAGE_READ takes one integer");
     if (index >= SLOTS)
         return reply_error(out, request, NUMBER_OUT_OF_RANGE, "index must be 0..999");
-    if (state == SWITCH_MAINTENANCE)
+    if (store->state == SWITCH_MAINTENANCE)
         return reply_error(out, request, LOCKED, "storage is in MAINTENANCE");
-    return finish(out, request, OK, write_string(out + HEADER + 4, slots[index].bytes, slots[index].size));
+    return finish(out, request, OK, write_string(out + HEADER + 4, store->slots[index].bytes, store->slots[index].size));
 }
 
 static size_t reply_replace(uint8_t *out, const uint8_t *request, const uint8_t *body, size_t size)
@@ -222,12 +229,12 @@ static size_t reply_replace(uint8_t *out, const uint8_t *request, const uint8_t 
         return reply_error(out, request, ILLEGAL_PARAMS, "string must be at most 256 bytes");
     if (index >= SLOTS)
         return reply_error(out, request, NUMBER_OUT_OF_RANGE, "index must be 0..999");
-    if (state == SWITCH_MAINTENANCE)
+    if (store->state == SWITCH_MAINTENANCE)
         return reply_error(out, request, LOCKED, "storage is in MAINTENANCE");
-    if (state == SWITCH_READONLY)
+    if (store->state == SWITCH_READONLY)
         return reply_error(out, request, READ_ONLY, "storage is READ_ONLY");
-    copy(slots[index].bytes, bytes, length);
-    slots[index].size = (uint16_t)length;
+    copy(store->slots[index].bytes, bytes, length);
+    store->slots[index].size = (uint16_t)length;
     return reply_nil(out, request);
 }
 
@@ -245,7 +252,7 @@ static size_t reply_to(struct connection *c, uint8_t *out, const uint8_t *reques
     case SWITCH_MAINTENANCE:
         if (size > 1 || (size == 1 && body[0] != 0xc0))
             return reply_error(out, request, ILLEGAL_PARAMS, "a switch takes nil");
-        state = func_id;
+        store->state = func_id;
         return reply_nil(out, request);
     case PING:
     case SHUTDOWN:
@@ -378,21 +385,26 @@ static void on_connection(int listener)
         drop(c);
 }
 
-static int open_listener(const char *port_text)
+static unsigned long number(const char *option, const char *text, unsigned long most)
 {
     char *rest;
-    unsigned long port = strtoul(port_text, &rest, 10);
-    if (*rest || port < 1 || port > 65535) {
-        fprintf(stderr, "epoll_server: --port %s: not a port number from 1 to 65535\n", port_text);
+    unsigned long value = strtoul(text, &rest, 10);
+    if (*rest || value < 1 || value > most) {
+        fprintf(stderr, "epoll_server: --%s %s: not a number from 1 to %lu\n", option, text, most);
         exit(2);
     }
+    return value;
+}
+
+static int open_listener(unsigned long port, bool share)
+{
     struct sockaddr_in address = {
         .sin_family = AF_INET,
         .sin_port = htons((uint16_t)port),
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
     };
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
+    setsockopt(fd, SOL_SOCKET, share ? SO_REUSEPORT : SO_REUSEADDR, &(int){1}, sizeof(int));
     if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, SOMAXCONN) != 0) {
         fprintf(stderr, "epoll_server: can't listen on 127.0.0.1:%lu: %s\n", port, strerror(errno));
         exit(1);
@@ -400,13 +412,42 @@ static int open_listener(const char *port_text)
     return fd;
 }
 
+/* Starts the other processes, each with a listener of its own, and returns this one's. */
+static int start_processes(unsigned long port, unsigned long processes)
+{
+    for (unsigned long i = 1; i < processes; i++) {
+        int listener = open_listener(port, true);
+        pid_t child = fork();
+        if (child < 0) {
+            perror("epoll_server: fork");
+            exit(1);
+        }
+        if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            return listener;
+        }
+        close(listener);
+    }
+    int listener = open_listener(port, processes > 1);
+    puts("serving");
+    fflush(stdout);
+    return listener;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 3 || strcmp(argv[1], "--port") != 0) {
-        fprintf(stderr, "usage: epoll_server --port PORT    (listens on 127.0.0.1)\n");
+    bool several = argc == 5 && strcmp(argv[3], "--processes") == 0;
+    if ((argc != 3 && !several) || strcmp(argv[1], "--port") != 0) {
+        fprintf(stderr, "usage: epoll_server --port PORT [--processes N]    (listens on 127.0.0.1)\n");
         return 2;
     }
-    int listener = open_listener(argv[2]);
+    store = mmap(NULL, sizeof *store, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (store == MAP_FAILED) {
+        perror("epoll_server: mmap");
+        return 1;
+    }
+    store->state = SWITCH_READWRITE;
+    int listener = start_processes(number("port", argv[2], 65535), several ? number("processes", argv[4], 64) : 1);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL}; /* no connection: the listener */
     if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event) != 0) {

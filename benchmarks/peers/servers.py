@@ -1,4 +1,4 @@
-"""The servers that are compared: how each is started, found ready, and stopped."""
+"""The servers that are compared, and how each is started."""
 
 from __future__ import annotations
 
@@ -8,30 +8,19 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PEERS = Path(__file__).resolve().parent
 BUILD = PEERS.parent / "build"
 ROOT = PEERS.parent.parent
-
-READY_SECONDS = 15.0  # to accept a connection; Tarantool writes a snapshot first
-STOP_SECONDS = 5.0  # to end after SIGTERM, before SIGKILL
-CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-class ServerError(Exception):
-    """A server did not start, or ended while it was measured."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +34,16 @@ class Server:
     missing: Callable[[], str | None]
     """Why the server can't be started here, or None."""
     version: Callable[[], str]
+    pinned: bool = True
+    """Whether it has one core, and the load another; else both may use all."""
+    serves_when_it_says: str = ""
+    """What its output says once it serves; empty: it does when it accepts."""
     deepest: int | None = None
-    """Depths over this one are left out."""
+    """The closed loop leaves depths over this one out; the open loop goes no deeper."""
+
+    def takes(self, depth: int, rate: int) -> bool:
+        """Whether it can be driven so; a rate is that of the open loop."""
+        return bool(rate) or self.deepest is None or depth <= self.deepest
 
 
 def program(name: str) -> str | None:
@@ -112,15 +109,46 @@ def python_module(name: str) -> Callable[[int], list[str]]:
     return lambda port: [sys.executable, "-m", module, "--port", str(port)]
 
 
-def iproto_command(port: int) -> list[str]:
-    return [
+def iproto_command(workers: str | None = None) -> Callable[[int], list[str]]:
+    return lambda port: [
         program("iproto") or "iproto",
         "serve",
         "--bind",
         f"127.0.0.1:{port}",
         "--metrics-bind",
         f"127.0.0.1:{free_port()}",
+        *(["--workers", workers] if workers else []),
     ]
+
+
+def iproto_server(
+    name: str, about: str, *, workers: str | None = None, pinned: bool = True
+) -> Server:
+    return Server(
+        name=name,
+        about=about,
+        protocol="iproto",
+        command=iproto_command(workers),
+        missing=needs_iproto,
+        version=packages("iproto", "uvloop"),
+        pinned=pinned,
+        # A supervisor's sockets accept before its workers do.
+        serves_when_it_says="serving" if workers else "",
+    )
+
+
+def c_server(name: str, about: str, *, processes: int = 1, pinned: bool = True) -> Server:
+    several = ["--processes", str(processes)] if processes > 1 else []
+    return Server(
+        name=name,
+        about=about,
+        protocol="iproto",
+        command=lambda port: [str(BUILD / "epoll_server"), "--port", str(port), *several],
+        missing=lambda: None,
+        version=program_version("cc"),
+        pinned=pinned,
+        serves_when_it_says="serving",
+    )
 
 
 def memcached_command(port: int) -> list[str]:
@@ -137,22 +165,15 @@ def redis_command(port: int) -> list[str]:
 SERVERS = {
     server.name: server
     for server in (
-        Server(
-            name="iproto",
-            about="this package",
-            protocol="iproto",
-            command=iproto_command,
-            missing=needs_iproto,
-            version=packages("iproto", "uvloop"),
+        iproto_server("iproto", "this package, one process"),
+        iproto_server(
+            "iproto-auto",
+            "this package, --workers auto: a supervisor, and a worker for each core that it shares "
+            "with the load",
+            workers="auto",
+            pinned=False,
         ),
-        Server(
-            name="c-epoll",
-            about="a bare epoll server in C, the same protocol: the limit",
-            protocol="iproto",
-            command=lambda port: [str(BUILD / "epoll_server"), "--port", str(port)],
-            missing=lambda: None,
-            version=program_version("cc"),
-        ),
+        c_server("c-epoll", "a bare epoll server in C, the same protocol: the limit"),
         Server(
             name="redis",
             about="Redis, no persistence; GET, SET",
@@ -163,7 +184,7 @@ SERVERS = {
         ),
         Server(
             name="memcached",
-            about="memcached, one worker, text protocol; it sends each get's reply by itself",
+            about="memcached, one worker; text protocol; it sends each get's reply by itself",
             protocol="memcached",
             command=memcached_command,
             missing=needs_program("memcached"),
@@ -197,82 +218,3 @@ SERVERS = {
         ),
     )
 }
-
-
-class Running:
-    """A server that runs, in a process group of its own."""
-
-    def __init__(self, server: Server, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.server = server
-        self.port = port
-        self._process = process
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time that the server's processes have taken so far."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has just ended
-                # The name, in parentheses, may hold spaces; what follows is state, ppid, pgrp ...
-                fields = stat.read_text().rpartition(")")[2].split()
-                if int(fields[2]) == self._process.pid:
-                    ticks += int(fields[11]) + int(fields[12])
-        return ticks / CLOCK_TICKS
-
-    def check(self) -> None:
-        if self._process.poll() is not None:
-            raise ServerError(f"{self.server.name} ended with {self._process.returncode}")
-
-    def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            self.check()
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", self.port), timeout=1.0).close()
-                return
-            if time.monotonic() > deadline:
-                raise ServerError(
-                    f"{self.server.name} accepts no connection after {READY_SECONDS:g} s"
-                )
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self._signal_group(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
-        self._signal_group(signal.SIGKILL)  # the rest of the group, if the leader left any
-        self._process.wait()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
-
-
-@contextlib.contextmanager
-def running(server: Server, pin: list[str]) -> Iterator[Running]:
-    """Run a server, in an empty directory, for as long as the block lasts."""
-    port = free_port()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        tempfile.TemporaryFile() as output,
-    ):
-        process = subprocess.Popen(
-            [*pin, *server.command(port)],
-            cwd=directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-        started = Running(server, port, process)
-        try:
-            started.wait_until_ready()
-            yield started
-            started.check()
-        except ServerError as error:
-            output.seek(0)
-            lines = output.read().decode(errors="replace").strip().splitlines()
-            raise ServerError(f"{error}; its last words: {lines[-1] if lines else '-'}") from None
-        finally:
-            started.stop()

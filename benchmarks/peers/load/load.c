@@ -37,6 +37,7 @@ static const char USAGE[] =
     "  --rate R            open loop: requests/s in all, on a fixed schedule\n"
     "  --dialect vk|mailru the iproto dialect (vk)\n"
     "  --func-id 0xNNNN [--body-hex HEX]   always this frame; replies in any order\n"
+    "  --watch PID,...     processes of the server: their CPU time and memory\n"
     "  --json              the result as one JSON object\n"
     "exit code: 0 every request was answered as it should be, 1 not so, 2 bad options\n";
 
@@ -87,11 +88,20 @@ static size_t parse_hex(const char *option, const char *text, uint8_t *out, size
     return digits / 2;
 }
 
+static void parse_pids(const char *option, char *text)
+{
+    for (char *pid = strtok(text, ","); pid; pid = strtok(NULL, ",")) {
+        if (options.watched == MAX_WATCHED)
+            die(2, "--%s: more than %d processes", option, MAX_WATCHED);
+        options.watch[options.watched++] = (pid_t)parse_count(option, pid, 1, INT32_MAX);
+    }
+}
+
 static void parse_options(int argc, char **argv)
 {
     enum {
         PROTOCOL, DIALECT, HOST, PORT, UNIX, CONNECTIONS, DEPTH, MIX, VALUE_SIZE, DURATION, WARMUP, RATE,
-        FUNC_ID, BODY_HEX, JSON, HELP, OPTION_COUNT
+        FUNC_ID, BODY_HEX, WATCH, JSON, HELP, OPTION_COUNT
     };
     static const struct option LONG[] = {
         [PROTOCOL] = {"protocol", required_argument, NULL, PROTOCOL},
@@ -108,6 +118,7 @@ static void parse_options(int argc, char **argv)
         [RATE] = {"rate", required_argument, NULL, RATE},
         [FUNC_ID] = {"func-id", required_argument, NULL, FUNC_ID},
         [BODY_HEX] = {"body-hex", required_argument, NULL, BODY_HEX},
+        [WATCH] = {"watch", required_argument, NULL, WATCH},
         [JSON] = {"json", no_argument, NULL, JSON},
         [HELP] = {"help", no_argument, NULL, HELP},
         [OPTION_COUNT] = {NULL, 0, NULL, 0},
@@ -147,6 +158,7 @@ static void parse_options(int argc, char **argv)
             options.func_id = parse_count(name, optarg, 0, UINT32_MAX);
             break;
         case BODY_HEX: options.body_size = parse_hex(name, optarg, options.body, MAX_BODY); break;
+        case WATCH: parse_pids(name, optarg); break;
         case JSON: options.json = true; break;
         case HELP:
             fputs(USAGE, stdout);
@@ -179,13 +191,10 @@ int main(int argc, char **argv)
     prctl(PR_SET_TIMERSLACK, 1ul); /* the open loop is only as exact as its timers */
 
     tape = options.own_function ? make_own_function_tape() : make_mixed_tape();
-    uint64_t began = now_ns();
-    double cpu = cpu_seconds();
     if (!options.own_function)
         prefill();
     run_load();
-    double seconds = (double)(now_ns() - began) / 1e9;
-    bool clean = report(seconds, (cpu_seconds() - cpu) / seconds);
+    bool clean = report();
     free_tape(&tape);
     return clean ? 0 : 1;
 }

@@ -7,12 +7,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/types.h>
 
 enum {
     SLOTS = 1000,
     MAX_VALUE = 256,            /* the longest string an iproto slot holds */
     MAX_FRAME = MAX_VALUE + 64, /* room for a request or a reply of any protocol */
     MAX_BODY = 64 * 1024,       /* of a --body-hex */
+    MAX_WATCHED = 64,           /* processes */
     MAX_REPLY = 1024 * 1024,    /* a longer reply is taken for a broken stream */
 };
 
@@ -50,6 +52,8 @@ struct options {
     unsigned connections, depth, value_size;
     double duration, warmup, rate;
     bool json;
+    pid_t watch[MAX_WATCHED];   /* the server's processes */
+    unsigned watched;
     bool own_function;          /* --func-id: one frame of a user's function, always the same */
     uint32_t func_id;
     uint8_t body[MAX_BODY];
@@ -70,6 +74,9 @@ extern struct tape tape;
 struct result {
     uint64_t replies;           /* good ones within the measured time */
     uint64_t lost, doubled, wrong, out_of_order, errors, connection_errors, unsent;
+    /* Of the measured time, in seconds: */
+    double seconds, load_cpu, server_cpu;
+    uint64_t server_memory;     /* at its end, with all connections open, in bytes */
     char first_problem[256];
 };
 extern struct result result;
@@ -99,7 +106,11 @@ void prefill(void);
 void run_load(void);
 
 /* report.c: returns whether every request was answered as it should be */
-bool report(double seconds, double cpu);
+bool report(void);
+
+/* watch.c: of the processes that --watch names, in sum */
+double watched_cpu_seconds(void);
+uint64_t watched_memory_bytes(void);
 
 /* util.c */
 void die(int code, const char *format, ...) __attribute__((format(printf, 2, 3), noreturn));

@@ -209,6 +209,30 @@ static uint64_t dispatch_due(uint64_t now)
     return started + (uint64_t)((double)dispatched * 1e9 / options.rate);
 }
 
+/* Open loop: requests that were due and got no answer have waited at least till now. Without them,
+ * percentiles would be the better the fewer requests a server answers. */
+static void record_unanswered(const struct connection *c, uint64_t now)
+{
+    for (uint64_t number = c->oldest; number < c->next; number++) {
+        uint64_t sent_at = c->sent_at[number & (window_size - 1)];
+        if (sent_at >= warm)
+            histogram_record(&latency, now - sent_at, 1);
+    }
+    for (uint64_t number = c->next; number < c->due; number++) {
+        uint64_t due_at = time_of(c, number, now);
+        if (due_at >= warm)
+            histogram_record(&latency, now - due_at, 1);
+    }
+}
+
+/* Adds to what the measured time has cost; called with -1 at its start and with 1 at its end. */
+static void take_stock(int sign)
+{
+    result.seconds += sign * ((double)now_ns() / 1e9);
+    result.load_cpu += sign * cpu_seconds();
+    result.server_cpu += sign * watched_cpu_seconds();
+}
+
 static bool replies_outstanding(void)
 {
     for (unsigned i = 0; i < options.connections; i++)
@@ -230,14 +254,21 @@ void run_load(void)
     warm = started + (uint64_t)(options.warmup * 1e9);
     end = warm + (uint64_t)(options.duration * 1e9);
     sending = true;
+    bool measuring = false;
     if (options.rate == 0)
         for (unsigned i = 0; i < options.connections; i++)
             refill(&connections[i], now_ns());
 
     while (alive) {
         uint64_t now = now_ns();
-        uint64_t wake = end;
+        uint64_t wake = now < warm ? warm : end;
+        if (!measuring && now >= warm) {
+            measuring = true;
+            take_stock(-1);
+        }
         if (now >= end) {
+            if (sending)
+                take_stock(1);
             sending = false;
             wake = end + (uint64_t)WAIT_SECONDS * 1000000000u;
             if (now >= wake || !replies_outstanding())
@@ -262,14 +293,20 @@ void run_load(void)
         }
     }
     flush_run();
+    if (measuring && sending) /* every connection broke before the end */
+        take_stock(1);
+    result.server_memory = watched_memory_bytes();
+    uint64_t finished = now_ns();
 
     for (unsigned i = 0; i < options.connections; i++) {
         struct connection *c = &connections[i];
         if (c->in_flight)
             note_problem("connection %u, request_id %u: no reply", c->number, (uint32_t)c->oldest);
         result.lost += c->in_flight;
-        if (options.rate > 0)
+        if (options.rate > 0) {
+            record_unanswered(c, finished);
             result.unsent += c->due - c->next;
+        }
         if (c->fd >= 0)
             close_connection(c);
         free(c->sent_at);

@@ -5,7 +5,7 @@
 
 struct result result;
 
-bool report(double seconds, double cpu)
+bool report(void)
 {
     static const struct {
         const char *name;
@@ -39,8 +39,11 @@ bool report(double seconds, double cpu)
         if (options.rate > 0)
             printf("\"rate\": %.3f, ", options.rate);
         printf("\"duration\": %.3f, \"replies\": %llu, \"requests_per_second\": %.1f, \"seconds\": %.3f, "
-               "\"load_cpu\": %.3f, ",
-               options.duration, (unsigned long long)result.replies, per_second, seconds, cpu);
+               "\"load_cpu_seconds\": %.6f, ",
+               options.duration, (unsigned long long)result.replies, per_second, result.seconds, result.load_cpu);
+        if (options.watched)
+            printf("\"server_cpu_seconds\": %.6f, \"server_memory_bytes\": %llu, ", result.server_cpu,
+                   (unsigned long long)result.server_memory);
         for (unsigned i = 0; i < PROBLEM_COUNT; i++)
             printf("\"%s\": %llu, ", PROBLEMS[i].name, (unsigned long long)PROBLEMS[i].count);
         printf("\"latency_us\": {");
@@ -64,7 +67,7 @@ bool report(double seconds, double cpu)
         for (unsigned i = 0; i < PROBLEM_COUNT; i++)
             if (PROBLEMS[i].count)
                 printf(" %s %llu;", PROBLEMS[i].name, (unsigned long long)PROBLEMS[i].count);
-        printf(" load's own CPU %.0f %%\n", cpu * 100);
+        printf(" load's own CPU %.0f %%\n", result.seconds > 0 ? result.load_cpu / result.seconds * 100 : 0);
     }
     if (result.first_problem[0])
         fprintf(stderr, "load: first problem: %s\n", result.first_problem);
