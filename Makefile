@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
+BENCH_BUILT := $(VENV)/.bench-built
 TOOLS := build/tools
 TOOLS_BUILT := $(TOOLS)/.built
 SDIST := dist/iproto-*.tar.gz
@@ -49,6 +50,18 @@ bench-micro: $(BUILT) ## Micro-benchmarks; saved, or with COMPARE=1 compared wit
 .PHONY: bench-gate
 bench-gate: $(BUILT) ## Instructions a frame against the committed figures; UPDATE=1, REQUIRE=1, AGAINST=DIR
 	$(BIN)/python benchmarks/gate/gate.py $(if $(UPDATE),--update) $(if $(REQUIRE),--require) $(if $(AGAINST),--against $(AGAINST))
+
+PERFORMANCE := docs/performance
+
+# Each part prints Markdown, writes JSON, and says PROBLEM of what went wrong; the others go on.
+.PHONY: bench
+bench: $(BENCH_BUILT) ## Compare with peers, into docs/performance: some 12 minutes; QUICK=1: two
+	@mkdir -p build
+	@printf '# Results\n\nWritten by `make bench`; [what it means](README.md).\n\n' > build/results.md
+	$(BIN)/python -m benchmarks.peers.run $(if $(QUICK),--quick) --json $(PERFORMANCE)/servers.json --plots $(PERFORMANCE) \
+		>> build/results.md || echo 'PROBLEM: benchmarks.peers.run failed' >> build/results.md
+	mv build/results.md $(PERFORMANCE)/results.md
+	@! grep '^PROBLEM' $(PERFORMANCE)/results.md
 
 .PHONY: sdist
 sdist: $(TOOLS_BUILT) ## Build the source distribution into dist/
@@ -106,6 +119,11 @@ $(BUILT): pyproject.toml setup.py src/_fastframe.pyx src/iproto/__init__.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group test --group lint
+	touch $@
+
+# What the peers and the plots need, beside the package.
+$(BENCH_BUILT): $(BUILT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
 	touch $@
 
 # What packaging needs, apart from the environment that the package itself is installed in.

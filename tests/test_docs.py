@@ -31,7 +31,8 @@ pytestmark = pytest.mark.checkout
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+DOC_PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *DOC_PAGES])
 
 # What the documentation shows, and tests replace by where they serve.
 SHOWN_ADDRESS = "127.0.0.1:8080"
@@ -53,6 +54,10 @@ class Block(NamedTuple):
     @property
     def label(self) -> str:
         return f"{self.page}:{self.line}"
+
+
+def path_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page: Path) -> Iterator[Block]:
@@ -111,7 +116,7 @@ def column(page: str, heading: str, first: str) -> list[str]:
 
 
 def all_blocks(language: str, *, docs_only: bool = False) -> list[Any]:
-    pages = sorted(DOCS.glob("*.md")) if docs_only else PAGES
+    pages = DOC_PAGES if docs_only else PAGES
     found = [block for page in pages for block in blocks(page) if block.language == language]
     return [pytest.param(block, id=block.label) for block in found]
 
@@ -160,7 +165,7 @@ def anchors(page: Path) -> set[str]:
     return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=path_of)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)]*)\)", prose(page)):
@@ -174,11 +179,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_readme_leads_to_every_page() -> None:
-    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)\)", prose(ROOT / "README.md")))
-    assert linked >= {f"docs/{page.name}" for page in DOCS.glob("*.md")}
+    """Of a directory, to its README; and that to the others there."""
+    linked = {
+        (page.parent / target).resolve()
+        for page in (ROOT / "README.md", *DOCS.glob("*/README.md"))
+        for target in re.findall(r"\]\(([\w/-]+\.md)\)", prose(page))
+    }
+    assert linked >= set(DOC_PAGES)
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOC_PAGES, ids=path_of)
 def test_a_list_of_contents_names_every_section(page: Path) -> None:
     listed = re.findall(r"^- \[.*\]\(#(.*)\)$", prose(page), re.MULTILINE)
     if listed:
