@@ -1,0 +1,345 @@
+"""How each part of the footprint is measured, once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import resource
+import shlex
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.peers.greeting import FUNC_ID, GREETING, NAME
+from benchmarks.peers.run import pins
+from benchmarks.peers.servers import (
+    BUILD,
+    ROOT,
+    SERVERS,
+    STOP_SECONDS,
+    Running,
+    Server,
+    free_port,
+    needs_modules,
+    program,
+    running,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+READ = struct.pack("<IIIB", 0x00020002, 1, 7, 0)  # slot 0
+CONNECTIONS, DEPTH = 50, 16
+PATIENCE = 30.0  # seconds for a first reply, and over a load's own duration
+SPARE_FILES = 200  # over the connections: what a process has open besides
+SCRAPE_EVERY = 1.0  # seconds
+ALONE = 50  # scrapes of a server that has nothing else to do
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+class FootprintError(Exception):
+    """Something could not be measured, or did another thing than was asked."""
+
+
+def iproto_server(*arguments: str, metrics_port: int | None = None) -> Server:
+    """`iproto serve` with these arguments too."""
+    metrics = "off" if metrics_port is None else f"127.0.0.1:{metrics_port}"
+
+    def command(port: int) -> list[str]:
+        address = ["--bind", f"127.0.0.1:{port}", "--metrics-bind", metrics]
+        return [program("iproto") or "iproto", "serve", *address, *arguments]
+
+    return dataclasses.replace(SERVERS["iproto"], command=command)
+
+
+# From exec to the first reply.
+
+
+def start(_: argparse.Namespace) -> dict[str, float]:
+    return {"one": first_reply_ms(), "two": first_reply_ms("--workers", "2")}
+
+
+def first_reply_ms(*arguments: str) -> float:
+    with serving(*arguments) as server:
+        return server.first_reply_ms
+
+
+@dataclasses.dataclass(frozen=True)
+class Serving:
+    pid: int
+    port: int
+    first_reply_ms: float
+
+
+@contextlib.contextmanager
+def serving(*arguments: str) -> Iterator[Serving]:
+    """Start a server with its metrics, as users have it, and ask until it answers."""
+    port = free_port()
+    server = iproto_server("--log-level", "ERROR", *arguments, metrics_port=free_port())
+    command = server.command(port)
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        while not answers(port):
+            if process.poll() is not None:
+                raise FootprintError(f"{shlex.join(command)} ended, as it said")
+            if time.perf_counter() - started > PATIENCE:
+                raise FootprintError(f"no reply from {shlex.join(command)}")
+            time.sleep(0.001)
+        yield Serving(process.pid, port, (time.perf_counter() - started) * 1e3)
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(READ)
+            return len(connection.recv(64)) > 0
+    except OSError:
+        return False
+
+
+# What an import takes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Took:
+    ms: float
+    cpu_ms: float
+
+
+def imports(_: argparse.Namespace) -> dict[str, float]:
+    bare = python("pass")
+    client = python("import iproto; iproto.Client")
+    async_client = python("import iproto; iproto.AsyncClient")
+    asyncio = python("import asyncio")
+    return {
+        "client": client.ms - bare.ms,
+        "client_cpu": client.cpu_ms - bare.cpu_ms,
+        "async_client": async_client.ms - bare.ms,
+        "async_client_cpu": async_client.cpu_ms - bare.cpu_ms,
+        "asyncio": asyncio.ms - bare.ms,
+        "bare": bare.ms,
+    }
+
+
+def python(code: str) -> Took:
+    """Run this in a fresh interpreter; what that takes, start and end included."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], check=False, stdin=subprocess.DEVNULL)
+    took = time.perf_counter() - started
+    if done.returncode:
+        raise FootprintError(f"python -c {code!r} ended with {done.returncode}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Took(took * 1e3, cpu * 1e3)
+
+
+# The memory of idle connections.
+
+
+def too_few_files(options: argparse.Namespace) -> str | None:
+    """Raise the limit of open files, for the server and the generator inherit it."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        return "memory is read from /proc/PID/smaps_rollup, which this system does not have"
+    needed = options.connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= needed:
+        return None
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
+    except (ValueError, OSError):
+        return (
+            f"{needed} open files are needed and {hard} allowed: run `ulimit -n {needed}` as root "
+            f"before it, or ask for fewer with --connections {max(1, hard - SPARE_FILES)}"
+        )
+    return None
+
+
+def memory(options: argparse.Namespace) -> dict[str, float]:
+    # None of them is to be closed for its silence before all are there.
+    with serving("--idle-timeout", "3600") as server:
+        user, kernel = user_kib(server.pid), kernel_kib()
+        with idle_connections(server.port, options.connections):
+            user, kernel = user_kib(server.pid) - user, kernel_kib() - kernel
+    return {"user": user / options.connections, "kernel": kernel / options.connections}
+
+
+@contextlib.contextmanager
+def idle_connections(port: int, count: int) -> Iterator[None]:
+    arguments = ["--port", str(port), "--connections", str(count)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.peers.idle_connections", *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            if not process.stdout.readline():
+                raise FootprintError(f"{count} connections could not be opened, as said above")
+            yield
+        finally:
+            process.kill()
+
+
+def user_kib(pid: int) -> int:
+    """The memory of the server's process, what it shares counted in part."""
+    return kib_in(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+
+
+def kernel_kib() -> int:
+    """The memory that the whole kernel has for objects and for TCP's data."""
+    pages = re.search(r"^TCP:.* mem (\d+)", Path("/proc/net/sockstat").read_text(), re.MULTILINE)
+    return kib_in(Path("/proc/meminfo"), "Slab") + (int(pages[1]) * PAGE_KIB if pages else 0)
+
+
+def kib_in(file: Path, name: str) -> int:
+    found = re.search(rf"^{name}: +(\d+) kB", file.read_text(), re.MULTILINE)
+    if found is None:
+        raise FootprintError(f"{file} has no {name}")
+    return int(found[1])
+
+
+# What being scraped costs, and own functions.
+
+
+LOAD = [str(BUILD / "load"), "--json", "--protocol", "iproto"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+    by_second: float
+    by_cpu: float
+
+
+def driven(server: Running, command: list[str], options: argparse.Namespace) -> Rates:
+    """Put a load on the server; what it printed, and the server's CPU time."""
+    for name, value in (
+        ("port", server.port),
+        ("connections", CONNECTIONS),
+        ("depth", DEPTH),
+        ("duration", options.duration),
+        ("warmup", options.warmup),
+    ):
+        command = [*command, f"--{name}", str(value)]
+    before = server.cpu_seconds()
+    try:
+        done = subprocess.run(
+            [*pins()[1], *command],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=options.warmup + options.duration + PATIENCE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FootprintError(f"the load gave no result after {error.timeout:g} s") from None
+    if done.returncode:
+        raise FootprintError((done.stderr.strip().splitlines() or ["the load failed"])[-1])
+    result = json.loads(done.stdout)
+    cpu = (server.cpu_seconds() - before) / result["seconds"]
+    rate = float(result["requests_per_second"])
+    if cpu <= 0 or rate <= 0:
+        raise FootprintError(f"the load of {options.duration:g} s is too short to measure")
+    return Rates(rate, rate / cpu)
+
+
+def metrics(options: argparse.Namespace) -> dict[str, float]:
+    metrics_port = free_port()
+    with running(iproto_server(metrics_port=metrics_port), pins()[0]) as server:
+        unscraped = [driven(server, LOAD, options)]
+        with scraping(metrics_port) as scrapes:
+            beside = driven(server, LOAD, options)
+        unscraped.append(driven(server, LOAD, options))  # so that a drift meets both alike
+        before = server.cpu_seconds()
+        for _ in range(ALONE):
+            scrape(metrics_port)
+        alone = (server.cpu_seconds() - before) / ALONE
+    return {
+        "by_cpu": beside.by_cpu / statistics.mean(rates.by_cpu for rates in unscraped),
+        "by_second": beside.by_second / statistics.mean(rates.by_second for rates in unscraped),
+        "scrapes": len(scrapes),
+        "alone": alone * 1e3,
+    }
+
+
+def scrape(port: int) -> int:
+    """Return the length of the page."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as page:
+            text: bytes = page.read()
+    except OSError as error:
+        raise FootprintError(f"the metrics cannot be scraped: {error}") from None
+    if b"storage_reads_total" not in text:
+        raise FootprintError("the metrics lack storage_reads_total")
+    return len(text)
+
+
+@contextlib.contextmanager
+def scraping(port: int) -> Iterator[list[int]]:
+    """Scrape every second, from now on; gives the list that the pages' lengths go to."""
+    lengths: list[int] = []
+    over = threading.Event()
+
+    def work() -> None:
+        lengths.append(scrape(port))
+        while not over.wait(SCRAPE_EVERY):
+            lengths.append(scrape(port))
+
+    with ThreadPoolExecutor(1) as pool:
+        scraper = pool.submit(work)
+        try:
+            yield lengths
+        finally:
+            over.set()
+        scraper.result()
+
+
+GRPC = [sys.executable, "-m", "benchmarks.peers.grpc_function"]
+GRPC_SERVER = dataclasses.replace(
+    SERVERS["grpc"], command=lambda port: [*GRPC, "serve", "--port", str(port)]
+)
+
+
+def no_grpc(_: argparse.Namespace) -> str | None:
+    return needs_modules("grpc", "uvloop")()
+
+
+def function(options: argparse.Namespace) -> dict[str, float]:
+    # `load` does not look into the replies of a user's function.
+    import msgpack
+
+    import iproto
+
+    server_pin = pins()[0]
+    with running(iproto_server("benchmarks.peers.function_app:app"), server_pin) as server:
+        with iproto.Client(f"iproto://127.0.0.1:{server.port}") as client:
+            reply = client.call(FUNC_ID, NAME)
+        if reply != GREETING:
+            raise FootprintError(f"another reply than {GREETING!r}: {reply!r}")
+        body = msgpack.packb([NAME])
+        call = ["--func-id", hex(FUNC_ID), "--body-hex", body.hex()]
+        ours = driven(server, [*LOAD, *call], options)
+    with running(GRPC_SERVER, server_pin) as server:
+        theirs = driven(server, [*GRPC, "load"], options)
+    return {"ours": ours.by_cpu, "grpc": theirs.by_cpu, "by_cpu": ours.by_cpu / theirs.by_cpu}

@@ -1,0 +1,10 @@
+"""The greeting as a function of ours: `iproto serve benchmarks.peers.function_app:app`."""
+
+from __future__ import annotations
+
+from benchmarks.peers.greeting import FUNC_ID, greet
+
+import iproto
+
+app = iproto.App()
+app.function(FUNC_ID)(greet)
