@@ -121,6 +121,19 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert not HEAVY & set(loaded)
 
 
+def test_a_server_loads_neither_the_metrics_nor_msgpack_unless_it_has_them() -> None:
+    """Nor does a worker, whose supervisor has the metrics: it is ready the sooner."""
+    loaded = run_python(
+        "import asyncio, sys, iproto, iproto.worker\n"
+        "async def main():\n"
+        "    async with iproto.Server(iproto.Config(bind='127.0.0.1:0')):\n"
+        "        print(*sys.modules)\n"
+        "asyncio.run(main())"
+    ).split()
+    assert "iproto.server" in loaded
+    assert not {"msgpack", "msgspec", "prometheus_client", "wsgiref"} & set(loaded)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["read", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     printed = run_python(

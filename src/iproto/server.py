@@ -18,7 +18,6 @@ from iproto import listeners, systemd
 from iproto._fastframe import ServerFrames, Storage
 from iproto.config import Address, Config
 from iproto.errors import ConfigError
-from iproto.metrics import MetricsEndpoint
 from iproto.protocol import Connection
 from iproto.pulse import Pulse
 from iproto.storage_file import Flusher, open_storage
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from iproto.app import App, Calls, Function, Reply
+    from iproto.metrics import MetricsEndpoint
     from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
@@ -143,6 +143,10 @@ class Server:
             raise RuntimeError("this server was started before; make a new one")
         loop = asyncio.get_running_loop()
         self._load_functions()
+        metrics_address = self.config.metrics_address
+        if metrics_address is not None:
+            # Not at the top: a third of all imports, and a worker serves no metrics.
+            from iproto.metrics import MetricsEndpoint
         try:
             if self._given is not None:
                 self._listeners.extend(self._given)
@@ -150,8 +154,8 @@ class Server:
                 for address in self.config.addresses:
                     self._listeners += listeners.listen(address, self.config.backlog)
             self._pulse = Pulse(self.storage, loop)
-            if self.config.metrics_address is not None:
-                self._metrics = MetricsEndpoint(self.config.metrics_address, self)
+            if metrics_address is not None:
+                self._metrics = MetricsEndpoint(metrics_address, self)
         except BaseException:
             self._close_listeners()
             self._stop_pulse()

@@ -6,10 +6,13 @@ import importlib
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from iproto.app import App
 from iproto.config import LOG_LEVELS, PANIC
 from iproto.errors import ConfigError
+
+if TYPE_CHECKING:
+    from iproto.app import App
 
 
 def set_up_logging(level: str) -> None:
@@ -47,6 +50,8 @@ def load_app(name: str) -> App:
     Raises:
         ConfigError: in one line, what is wrong, with the place in the user's code.
     """
+    from iproto.app import App  # not at the top: who has none needs no MsgPack
+
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ConfigError(f"app {name!r} must be MODULE:APP, for example myservice:app")
