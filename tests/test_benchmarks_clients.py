@@ -107,7 +107,7 @@ def test_the_footprint_holds_each_figure_against_its_goal(tmp_path: Path) -> Non
     document, printed = run(
         "footprint",
         tmp_path,
-        *("--connections", "20", "--rounds", "1", "--duration", "0.1", "--warmup", "0.02"),
+        *("--connections", "20", "--rounds", "1", "--duration", "0.05", "--warmup", "0.01"),
     )
     assert document["problems"] == []
     figures = {(figure["part"], figure["key"]): figure for figure in document["figures"]}
@@ -116,7 +116,9 @@ def test_the_footprint_holds_each_figure_against_its_goal(tmp_path: Path) -> Non
         ("start", "one"): 250,
         ("start", "two"): 250,
         ("import", "client"): 60,
+        ("import", "client_cpu"): 60,
         ("import", "async_client"): 60,
+        ("import", "async_client_cpu"): 60,
         ("memory", "user"): 8,
         ("metrics", "by_cpu"): 0.95,
         ("function", "by_cpu"): 5,

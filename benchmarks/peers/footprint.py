@@ -79,9 +79,9 @@ PARTS = {
         "a Python process that imports a client, over one that imports nothing",
         {
             "client": Figure("`iproto.Client`, over bare Python", "ms", 60),
-            "client_cpu": Figure("the same, CPU time", "ms", None),
+            "client_cpu": Figure("the same, CPU time", "ms", 60),
             "async_client": Figure("`iproto.AsyncClient`, over bare Python", "ms", 60),
-            "async_client_cpu": Figure("the same, CPU time", "ms", None),
+            "async_client_cpu": Figure("the same, CPU time", "ms", 60),
             "asyncio": Figure("for comparison, `import asyncio`, over bare Python", "ms", None),
             "bare": Figure("for comparison, bare Python", "ms", None),
         },
@@ -101,7 +101,7 @@ PARTS = {
         {
             "by_cpu": Figure("scraped, of unscraped requests, by CPU second", "x", 0.95, True),
             "by_second": Figure("the same, by second", "x", None),
-            "scrapes": Figure("scrapes in a measurement", "scrapes", None),
+            "scrapes": Figure("scrapes in a round", "scrapes", None),
             "alone": Figure("a scrape while nothing else happens, CPU time", "ms", None),
         },
         figures.metrics,
@@ -150,8 +150,10 @@ def parse_options() -> argparse.Namespace:
     for name in ("rounds", "connections"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: must be 1 or more")
-    if options.duration <= 0:
-        parser.error(f"--duration {options.duration:g}: must be over 0 seconds")
+    if not 0 < options.duration < figures.PATIENCE:
+        parser.error(
+            f"--duration {options.duration:g}: must be over 0 and under {figures.PATIENCE:g} s"
+        )
     return options
 
 

@@ -10,7 +10,6 @@ import re
 import resource
 import shlex
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -233,16 +232,29 @@ class Rates:
 
 
 def driven(server: Running, command: list[str], options: argparse.Namespace) -> Rates:
-    """Put a load on the server; what it printed, and the server's CPU time."""
-    for name, value in (
-        ("port", server.port),
-        ("connections", CONNECTIONS),
-        ("depth", DEPTH),
-        ("duration", options.duration),
-        ("warmup", options.warmup),
-    ):
+    """Put a load on the server; what that printed, and the server's CPU time."""
+    duration = options.duration
+    while duration < PATIENCE:
+        before = server.cpu_seconds()
+        result = printed_by(
+            command,
+            ("port", server.port),
+            ("connections", CONNECTIONS),
+            ("depth", DEPTH),
+            ("duration", duration),
+            ("warmup", options.warmup),
+        )
+        rate = result["requests_per_second"]
+        cpu = (server.cpu_seconds() - before) / result["seconds"]
+        if rate > 0 and cpu > 0:
+            return Rates(rate, rate / cpu)
+        duration *= 2  # it was too short for the CPU clock's ticks, or for the first reply
+    raise FootprintError(f"the server did nothing under a load of {duration / 2:g} s")
+
+
+def printed_by(command: list[str], *settings: tuple[str, float]) -> dict[str, float]:
+    for name, value in settings:
         command = [*command, f"--{name}", str(value)]
-    before = server.cpu_seconds()
     try:
         done = subprocess.run(
             [*pins()[1], *command],
@@ -250,34 +262,33 @@ def driven(server: Running, command: list[str], options: argparse.Namespace) -> 
             capture_output=True,
             text=True,
             cwd=ROOT,
-            timeout=options.warmup + options.duration + PATIENCE,
+            timeout=3 * PATIENCE,
         )
     except subprocess.TimeoutExpired as error:
         raise FootprintError(f"the load gave no result after {error.timeout:g} s") from None
     if done.returncode:
         raise FootprintError((done.stderr.strip().splitlines() or ["the load failed"])[-1])
-    result = json.loads(done.stdout)
-    cpu = (server.cpu_seconds() - before) / result["seconds"]
-    rate = float(result["requests_per_second"])
-    if cpu <= 0 or rate <= 0:
-        raise FootprintError(f"the load of {options.duration:g} s is too short to measure")
-    return Rates(rate, rate / cpu)
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def metrics(options: argparse.Namespace) -> dict[str, float]:
     metrics_port = free_port()
     with running(iproto_server(metrics_port=metrics_port), pins()[0]) as server:
+        # The first and the last without, so that a drift meets both alike.
         unscraped = [driven(server, LOAD, options)]
+        beside = []
         with scraping(metrics_port) as scrapes:
-            beside = driven(server, LOAD, options)
-        unscraped.append(driven(server, LOAD, options))  # so that a drift meets both alike
+            beside.append(driven(server, LOAD, options))
+            beside.append(driven(server, LOAD, options))
+        unscraped.append(driven(server, LOAD, options))
         before = server.cpu_seconds()
         for _ in range(ALONE):
             scrape(metrics_port)
         alone = (server.cpu_seconds() - before) / ALONE
     return {
-        "by_cpu": beside.by_cpu / statistics.mean(rates.by_cpu for rates in unscraped),
-        "by_second": beside.by_second / statistics.mean(rates.by_second for rates in unscraped),
+        "by_cpu": sum(r.by_cpu for r in beside) / sum(r.by_cpu for r in unscraped),
+        "by_second": sum(r.by_second for r in beside) / sum(r.by_second for r in unscraped),
         "scrapes": len(scrapes),
         "alone": alone * 1e3,
     }
