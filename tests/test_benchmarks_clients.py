@@ -9,14 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from harness import serving
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,8 +42,9 @@ def client_load(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("benchmarks.peers.client_load")
 
 
-def check_median(summary: Any, rounds: Iterable[float]) -> None:
-    assert summary["min"] == summary["median"] == summary["max"] == next(iter(rounds))
+def check_summary(summary: Any, only: float) -> None:
+    """Of a single round."""
+    assert summary["min"] == summary["median"] == summary["max"] == only
 
 
 def test_clients_are_compared_on_their_own_servers_and_left_out_by_name(tmp_path: Path) -> None:
@@ -80,7 +78,7 @@ def test_clients_are_compared_on_their_own_servers_and_left_out_by_name(tmp_path
         (only,) = result["rounds"]
         for name in ("values_per_second", "cpu_us_per_value", "client_cpu"):
             assert only[name] > 0
-            check_median(result[name], [only[name]])
+            check_summary(result[name], only[name])
         assert f"| {result['client']} {result['call']}" in printed
 
 
@@ -127,7 +125,8 @@ def test_the_footprint_holds_each_figure_against_its_goal(tmp_path: Path) -> Non
         del wanted["function", "by_cpu"]
     assert goals == wanted
     for figure in figures.values():
-        check_median(figure, figure["rounds"])
+        (only,) = figure["rounds"]
+        check_summary(figure, only)
         median, goal = figure["median"], figure["goal"]
         if goal is None:
             assert figure["met"] is None
