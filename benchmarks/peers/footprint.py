@@ -71,7 +71,9 @@ PARTS = {
         "from exec to the first reply",
         {
             "one": Figure("`iproto serve`, to the first reply", "ms", 250),
+            "one_cpu": Figure("the same, CPU time", "ms", 250),
             "two": Figure("`iproto serve --workers 2`, to the first reply", "ms", 250),
+            "two_cpu": Figure("the same, CPU time of supervisor and one worker", "ms", 250),
         },
         figures.start,
     ),
@@ -101,7 +103,7 @@ PARTS = {
         {
             "by_cpu": Figure("scraped, of unscraped requests, by CPU second", "x", 0.95, True),
             "by_second": Figure("the same, by second", "x", None),
-            "scrapes": Figure("scrapes in a round", "scrapes", None),
+            "often": Figure("for comparison, scraped 20 times a second, by CPU", "x", None),
             "alone": Figure("a scrape while nothing else happens, CPU time", "ms", None),
         },
         figures.metrics,
@@ -133,7 +135,7 @@ def parse_options() -> argparse.Namespace:
         help="(all)",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="of each part (5)")
-    parser.add_argument("--duration", type=float, metavar="SECONDS", help="of one load (4)")
+    parser.add_argument("--duration", type=float, metavar="SECONDS", help="of one load (3)")
     parser.add_argument("--warmup", type=float, metavar="SECONDS", help="before it (0.5)")
     parser.add_argument("--connections", type=int, metavar="N", help="idle ones (10000)")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the results there")
@@ -141,7 +143,7 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     for name, usual, fast in (
         ("rounds", 5, 1),
-        ("duration", 4.0, 1.5),
+        ("duration", 3.0, 1.2),
         ("warmup", 0.5, 0.2),
         ("connections", 10_000, 10_000),
     ):

@@ -24,6 +24,7 @@ from benchmarks.peers.greeting import FUNC_ID, GREETING, NAME
 from benchmarks.peers.run import pins
 from benchmarks.peers.servers import (
     BUILD,
+    CLOCK_TICKS,
     ROOT,
     SERVERS,
     STOP_SECONDS,
@@ -44,6 +45,7 @@ CONNECTIONS, DEPTH = 50, 16
 PATIENCE = 30.0  # seconds for a first reply, and over a load's own duration
 SPARE_FILES = 200  # over the connections: what a process has open besides
 SCRAPE_EVERY = 1.0  # seconds
+OFTEN = 0.05  # likewise; what a scrape costs is so small that one a second drowns in noise
 ALONE = 50  # scrapes of a server that has nothing else to do
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -67,12 +69,31 @@ def iproto_server(*arguments: str, metrics_port: int | None = None) -> Server:
 
 
 def start(_: argparse.Namespace) -> dict[str, float]:
-    return {"one": first_reply_ms(), "two": first_reply_ms("--workers", "2")}
+    with serving() as server:
+        found = {"one": server.first_reply_ms, "one_cpu": cpu_ms(server.pid)}
+    with serving("--workers", "2") as server:
+        # The other worker starts beside that one.
+        worker = max(map(cpu_ms, children(server.pid)), default=0.0)
+        return {**found, "two": server.first_reply_ms, "two_cpu": cpu_ms(server.pid) + worker}
 
 
-def first_reply_ms(*arguments: str) -> float:
-    with serving(*arguments) as server:
-        return server.first_reply_ms
+def stat(pid: int) -> list[str]:
+    """What the system says of a process, from its state on; the name before may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def cpu_ms(pid: int) -> float:
+    fields = stat(pid)
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS * 1e3
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            if int(stat(int(folder.name))[1]) == pid:
+                found.append(int(folder.name))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,27 +296,28 @@ def printed_by(command: list[str], *settings: tuple[str, float]) -> dict[str, fl
 def metrics(options: argparse.Namespace) -> dict[str, float]:
     metrics_port = free_port()
     with running(iproto_server(metrics_port=metrics_port), pins()[0]) as server:
-        # The first and the last without, so that a drift meets both alike.
-        unscraped = [driven(server, LOAD, options)]
-        beside = []
-        with scraping(metrics_port) as scrapes:
-            beside.append(driven(server, LOAD, options))
-            beside.append(driven(server, LOAD, options))
-        unscraped.append(driven(server, LOAD, options))
+        loads: dict[float | None, list[Rates]] = {}
+        for every in (None, SCRAPE_EVERY, OFTEN, OFTEN, SCRAPE_EVERY, None):  # a drift meets all
+            with scraping(metrics_port, every):
+                loads.setdefault(every, []).append(driven(server, LOAD, options))
         before = server.cpu_seconds()
         for _ in range(ALONE):
             scrape(metrics_port)
         alone = (server.cpu_seconds() - before) / ALONE
+
+    def of_unscraped(every: float, name: str) -> float:
+        scraped, without = (sum(getattr(r, name) for r in loads[e]) for e in (every, None))
+        return float(scraped / without)
+
     return {
-        "by_cpu": sum(r.by_cpu for r in beside) / sum(r.by_cpu for r in unscraped),
-        "by_second": sum(r.by_second for r in beside) / sum(r.by_second for r in unscraped),
-        "scrapes": len(scrapes),
+        "by_cpu": of_unscraped(SCRAPE_EVERY, "by_cpu"),
+        "by_second": of_unscraped(SCRAPE_EVERY, "by_second"),
+        "often": of_unscraped(OFTEN, "by_cpu"),
         "alone": alone * 1e3,
     }
 
 
-def scrape(port: int) -> int:
-    """Return the length of the page."""
+def scrape(port: int) -> None:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as page:
             text: bytes = page.read()
@@ -303,24 +325,25 @@ def scrape(port: int) -> int:
         raise FootprintError(f"the metrics cannot be scraped: {error}") from None
     if b"storage_reads_total" not in text:
         raise FootprintError("the metrics lack storage_reads_total")
-    return len(text)
 
 
 @contextlib.contextmanager
-def scraping(port: int) -> Iterator[list[int]]:
-    """Scrape every second, from now on; gives the list that the pages' lengths go to."""
-    lengths: list[int] = []
+def scraping(port: int, every: float | None) -> Iterator[None]:
+    """Scrape every so many seconds, the first time at once; not at all if None."""
+    if every is None:
+        yield
+        return
     over = threading.Event()
 
     def work() -> None:
-        lengths.append(scrape(port))
-        while not over.wait(SCRAPE_EVERY):
-            lengths.append(scrape(port))
+        scrape(port)
+        while not over.wait(every):
+            scrape(port)
 
     with ThreadPoolExecutor(1) as pool:
         scraper = pool.submit(work)
         try:
-            yield lengths
+            yield
         finally:
             over.set()
         scraper.result()
