@@ -225,6 +225,7 @@ def main() -> int:
         say(f"nothing can be measured: {reason}")
         return 1
     build()
+    figures.compile_package()
     skipped = {name: PARTS[name].missing(options) for name in options.parts}
     names = [name for name, reason in skipped.items() if reason is None]
     facts = {

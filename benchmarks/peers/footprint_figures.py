@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import os
 import re
@@ -52,6 +53,13 @@ PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 class FootprintError(Exception):
     """Something could not be measured, or did another thing than was asked."""
+
+
+def compile_package() -> None:
+    """Have the package compiled, as pip leaves it; a checkout may not be."""
+    found = importlib.util.find_spec("iproto")
+    for folder in (found and found.submodule_search_locations) or []:
+        subprocess.run([sys.executable, "-m", "compileall", "-q", folder], check=False)
 
 
 def iproto_server(*arguments: str, metrics_port: int | None = None) -> Server:
