@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pty
+import queue
 import signal
 import socket
 import struct
@@ -14,15 +15,16 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import iproto
 from frame_server import FrameServer
-from harness import PATIENCE, serve_process, serving
+from harness import PATIENCE, children, serve_process, serving
 from iproto import FuncID
 from iproto._fastframe import ROWS
 from iproto.latency import Latency
@@ -30,7 +32,6 @@ from iproto.workload import Dealer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from harness import Served
 
@@ -70,6 +71,7 @@ def started(url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         yield process
@@ -113,8 +115,7 @@ def test_every_request_is_answered_and_none_is_wrong() -> None:
         assert found["problems"] == []
 
 
-@pytest.mark.parametrize("place", ["tcp", "unix"])
-@pytest.mark.parametrize("dialect", ["mailru", "auto"])
+@pytest.mark.parametrize(("place", "dialect"), [("tcp", "mailru"), ("unix", "auto")])
 def test_both_dialects_on_both_kinds_of_socket(tmp_path: Path, place: str, dialect: str) -> None:
     bind = f"unix:{tmp_path}/s" if place == "unix" else "127.0.0.1:0"
     with serving(dialect="mailru", bind=bind) as served:
@@ -145,6 +146,7 @@ def test_a_mix_is_kept_and_the_slots_get_back_what_they_held() -> None:
         assert abs(writes - sent * 0.3) <= 10
 
 
+@settings(max_examples=30)
 @given(
     weights=st.lists(st.integers(1, 100), min_size=1, max_size=4),
     counts=st.lists(st.integers(1, 300), min_size=1, max_size=50),
@@ -355,7 +357,7 @@ def test_a_terminal_sees_how_far_it_is() -> None:
     assert b"0%|" in shown
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_early_with_the_report_and_the_slots_restored(
     number: signal.Signals,
 ) -> None:
@@ -364,13 +366,126 @@ def test_a_signal_ends_it_early_with_the_report_and_the_slots_restored(
         storage.replace(7, b"kept")
         with started(served.url, "--mix", "write", "--processes", "2") as process:
             wait_until(lambda: requests(served, FuncID.STORAGE_REPLACE) > 5000)
-            process.send_signal(number)
+            os.killpg(process.pid, number)  # as a terminal does, and `timeout`
             text, errors = process.communicate(timeout=PATIENCE)
         assert (process.returncode, errors) == (128 + number, "")
         found = checked(text)
         assert 0 < found["seconds"] < 30
         assert found["requests"]["lost"] == 0
         assert storage.read(7) == b"kept"
+
+
+class Signalling(FrameServer):
+    """Sends a signal to the test as soon as it begins to write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pid: queue.Queue[int] = queue.Queue()
+        self.writes = 0
+
+    def _execute(self, func_id: int, body: bytes) -> tuple[int, str | bytes | None]:
+        if func_id == FuncID.STORAGE_REPLACE:
+            if not self.writes:
+                os.kill(self.pid.get(), signal.SIGTERM)
+            self.writes += 1
+        return super()._execute(func_id, body)
+
+
+def test_a_signal_before_the_load_has_begun_ends_it_too() -> None:
+    with Signalling() as server:
+        server.slots[7] = b"kept"
+        with started(server.url, "--mix", "write", "--processes", "2") as process:
+            server.pid.put(process.pid)
+            text, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, errors) == (128 + signal.SIGTERM, "")
+        assert checked(text)["requests"]["sent"] == 0
+        assert server.slots[7] == b"kept"
+        assert server.writes == 2000
+
+
+class Silent(FrameServer):
+    """Answers what comes before the load, and nothing of the load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unanswered: list[bytes] = []
+
+    def _serve(self, sock: socket.socket) -> None:
+        if self.accepted <= 2:
+            super()._serve(sock)
+        else:
+            with sock, contextlib.suppress(OSError):
+                while data := sock.recv(1 << 16):
+                    self.unanswered.append(data)
+
+
+def test_a_second_signal_does_not_wait_for_the_last_replies() -> None:
+    with Silent() as server:
+        url = server.url + "?timeout=3600"
+        with started(url, "--connections", "4", "--depth", "8") as process:
+            wait_until(lambda: len(server.unanswered) >= 4)
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
+            text, errors = process.communicate(timeout=PATIENCE)
+    assert errors == ""
+    found = checked(text)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert found["requests"]["lost"] == 32
+    assert found["problems"] == ["the test was ended without waiting for the last replies"]
+
+
+def load_processes(parent: int) -> list[int]:
+    return [
+        pid
+        for pid in children(parent)
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def test_a_load_process_that_dies_voids_the_test_and_the_slots_are_restored() -> None:
+    with serving() as served:
+        storage = served.server.storage
+        storage.replace(7, b"kept")
+        with started(served.url, "--mix", "write", "--processes", "2") as process:
+            wait_until(lambda: requests(served, FuncID.STORAGE_REPLACE) > 5000)
+            one, other = load_processes(process.pid)
+            os.kill(one, signal.SIGKILL)
+            text, errors = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, text) == (3, "")
+        assert errors == "iproto: a process of the load died; the test is void\n"
+        assert not Path(f"/proc/{other}").exists()
+        wait_until(lambda: storage.read(7) == b"kept")
+
+
+def test_load_processes_end_with_the_one_that_started_them() -> None:
+    with serving() as served, started(served.url, "--processes", "2") as process:
+        wait_until(lambda: requests(served, FuncID.STORAGE_READ) > 5000)
+        process.kill()
+        text, errors = process.communicate(timeout=PATIENCE)  # till they all have closed it
+        assert (text, errors) == ("", "")
+
+
+def test_the_report_is_there_even_if_the_slots_cannot_be_put_back() -> None:
+    with serving() as served:
+        with started(served.url, "--mix", "write") as process:
+            wait_until(lambda: requests(served, FuncID.STORAGE_REPLACE) > 5000)
+            served.server.storage.switch(iproto.State.MAINTENANCE)
+            process.send_signal(signal.SIGINT)
+            text, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 3
+        assert checked(text)["requests"]["answered"] > 0
+        assert errors.startswith("iproto: what slots 0-999 held could not be put back: ")
+        assert errors.count("\n") == 1
+
+
+def test_neither_output_needs_to_be_open() -> None:
+    with serving() as served:
+        for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
+            command = [*COMMAND, "--url", served.url, "--duration", "0.1"]
+            shell = ["sh", "-c", f'exec "$@" {closed}', "-", *command]
+            ended = subprocess.run(shell, capture_output=True, timeout=PATIENCE, check=False)
+            assert (ended.returncode, ended.stderr) == (0, b"")
+            assert (b"answered" in ended.stdout) == (closed == "2>&-")
 
 
 def test_a_rolling_restart_under_load_loses_nothing() -> None:
@@ -439,7 +554,8 @@ def test_connections_beyond_the_limit_of_files_are_told() -> None:
     assert (ended.returncode, ended.stdout) == (3, "")
     assert ended.stderr.count("\n") == 1
     assert "100 connections" in ended.stderr
-    assert "Too many open files" in ended.stderr
+    assert "Too many open files; the request was not executed\n" in ended.stderr
+    assert ended.stderr.count("not executed") == 1
 
 
 def test_a_storage_that_cannot_be_written_is_refused_at_once() -> None:

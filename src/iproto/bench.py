@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -125,33 +125,44 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
     Raises:
         IprotoError: the test could not begin.
     """
-    with Client(settings.url) as client, _slots_in_use(settings, client) as contents:
-        processes = LoadProcesses(_plans(settings, client, contents))
-        outcome = processes.run()
-    if as_json:
-        print(json.dumps(report.as_dict(settings, outcome)))
-    else:
-        print(report.as_text(settings, outcome))
+    with Client(settings.url) as client:
+        found = _found(settings, client)
+        with LoadProcesses() as processes, _overwritten(settings, client, found) as contents:
+            outcome = processes.run(_plans(settings, client, contents))
+            # Here, for it is of use even if the slots cannot be put back.
+            if as_json:
+                print(json.dumps(report.as_dict(settings, outcome)))
+            else:
+                print(report.as_text(settings, outcome))
     if processes.signalled:
         return 128 + processes.signalled
     return 1 if report.has_failed(outcome) else 0
 
 
-@contextmanager
-def _slots_in_use(settings: Settings, client: Client) -> Iterator[dict[int, bytes]]:
-    """What the slots in use hold during the test; puts back what it had to write."""
+def _found(settings: Settings, client: Client) -> dict[int, bytes]:
+    """What the slots in use hold before the test; nothing if none is in use."""
     if not settings.shares.keys() & {"read", "write"}:
         client.ping()
-        yield {}
-        return
-    slots = settings.slot_range
-    found = dict(zip(slots, client.read_many_bytes(slots), strict=True))
+        return {}
+    return dict(zip(settings.slot_range, client.read_many_bytes(settings.slot_range), strict=True))
+
+
+@contextmanager
+def _overwritten(
+    settings: Settings, client: Client, found: dict[int, bytes]
+) -> Iterator[dict[int, bytes]]:
+    """What the slots in use hold during the test; if it writes, puts back what they held."""
     if "write" not in settings.shares:
         yield found
         return
     size = settings.value_size
-    own = {index: (b"%03d " % index * size)[:size] for index in slots}
-    client.replace_many(own)
+    own = {index: (b"%03d " % index * size)[:size] for index in found}
+    try:
+        client.replace_many(own)
+    except IprotoError:
+        with suppress(IprotoError):  # some may have been written
+            client.replace_many(found)
+        raise
     try:
         yield own
     finally:

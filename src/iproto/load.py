@@ -31,6 +31,7 @@ from iproto.workload import Batch, Dealer, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from multiprocessing.connection import Connection
 
     from iproto.workload import Plan
 
@@ -46,18 +47,25 @@ _SPIN = 0.001
 _HANDED_OUT_AT_ONCE = 10_000
 
 
+# Words to stop after which the last replies are not waited for.
+_STOPS_AT_ONCE = 2
+
+
 class Load:
     """Runs a plan.
 
     Args:
         plan: what to do.
         progress: told ten times a second how many replies have come.
-        stop: what has a ``fileno``; the load ends early when it can be read.
+        words: one word ends the load early; another one, or their end, does so
+            without waiting for the last replies.
     """
 
-    def __init__(self, plan: Plan, progress: Callable[[int], None], stop: Any) -> None:
+    def __init__(self, plan: Plan, progress: Callable[[int], None], words: Connection) -> None:
         self.plan = plan
         self.outcome = Outcome()
+        self.stops = 0
+        """How many words to stop have come."""
         self.selector = selectors.DefaultSelector()
         self.route = Route(plan.target, MAX_BODY)
         self.dealer = Dealer(plan.mix, plan.contents)
@@ -65,10 +73,10 @@ class Load:
         self._progress = progress
         self._started = 0.0
         self._sending = False
-        self._stopped = False
         self._handed_out = 0
         self._retries: list[tuple[float, _Connection]] = []
-        self.selector.register(stop, selectors.EVENT_READ, self._stop)
+        self._words = words
+        self.selector.register(words, selectors.EVENT_READ, self._on_word)
 
     def connect(self) -> None:
         """Opens all connections.
@@ -79,7 +87,7 @@ class Load:
         deadline = monotonic() + self.plan.target.timeout
         for connection in self.connections:
             connection.connect()
-        while not self._stopped and not all(c.connected for c in self.connections):
+        while not self.stops and not all(c.connected for c in self.connections):
             self._turn(deadline - monotonic())
             if monotonic() >= deadline:
                 raise self._not_connected("no answer in time")
@@ -94,7 +102,7 @@ class Load:
         for connection in self.connections:
             self.has_room(connection, self._started)
         tick = self._started
-        while not self._stopped and (now := monotonic()) < end:
+        while not self.stops and (now := monotonic()) < end:
             if now >= tick:
                 self._progress(outcome.in_time)
                 tick = now + _TICK
@@ -119,8 +127,13 @@ class Load:
         for key, events in self.selector.select(max(0.0, seconds)):
             key.data(events)
 
-    def _stop(self, _events: int) -> None:
-        self._stopped = True
+    def _on_word(self, _events: int) -> None:
+        try:
+            self._words.recv()
+            self.stops += 1
+        except (EOFError, OSError):  # nobody is there any more who wants to know
+            self.stops = _STOPS_AT_ONCE
+            self.selector.unregister(self._words)
 
     def _not_connected(self, reason: str) -> ConnectError:
         ready = sum(c.connected for c in self.connections)
@@ -137,7 +150,7 @@ class Load:
         """
         deadline = monotonic() + self.plan.target.timeout
         all_due = _due(seconds, self.plan.rate or 0)
-        while (now := monotonic()) < deadline:
+        while self.stops < _STOPS_AT_ONCE and (now := monotonic()) < deadline:
             if self._handed_out < all_due:
                 self._hand_out(seconds, self.plan.rate or 0)
             elif not any(c.in_flight or c.due > c.begun for c in self.connections):
@@ -149,7 +162,11 @@ class Load:
             unanswered = connection.close()
             if unanswered:
                 self.outcome.lost += unanswered
-                self.outcome.note(f"no reply within {self.plan.target.timeout:g} s")
+                self.outcome.note(
+                    "the test was ended without waiting for the last replies"
+                    if self.stops >= _STOPS_AT_ONCE
+                    else f"no reply within {self.plan.target.timeout:g} s"
+                )
 
     def _reconnect(self, now: float) -> None:
         if self._retries:

@@ -2,7 +2,7 @@
 
 Each runs a :class:`~iproto.load.Load`. The one that started them tells them when
 to begin, shows how far they are, and adds up their accounts. Over a pipe to each
-go a word to begin and one to stop; from each come what ``_Said`` lists.
+go its plan, a word to begin and one to stop; from each come what ``_Said`` lists.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from __future__ import annotations
 import enum
 import multiprocessing
 import signal
-from contextlib import contextmanager, suppress
+import sys
+from contextlib import closing, contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from iproto.errors import ConnectError, IprotoError
 from iproto.load import Load
+from iproto.route import reason_of
 from iproto.workload import Outcome
 
 if TYPE_CHECKING:
@@ -25,8 +28,11 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from types import FrameType
 
+    from typing_extensions import Self
+
     from iproto.workload import Plan
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _BEGIN = "begin"
 _STOP = "stop"
 # Seconds that a process may take to end after its account.
@@ -41,72 +47,93 @@ class _Said(enum.Enum):
 
 
 class LoadProcesses:
-    """Runs one process for each plan.
+    """The processes that load a server, and the signals that end the load, in a ``with``.
 
-    Args:
-        plans: one or more, of the same duration.
+    In it, a signal that would end this process ends the load instead: the first
+    one in good order, the next one without waiting for the last replies. So the
+    ``with`` is the place to tidy up after it.
     """
 
-    def __init__(self, plans: list[Plan]) -> None:
+    def __init__(self) -> None:
         self.signalled = 0
-        """The number of the signal, SIGINT or SIGTERM, that ended the load early; or 0."""
-        self._plans = plans
+        """The number of the signal that ended the load early; or 0."""
+        self._handlers: dict[int, Any] = {}
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._answered: dict[Connection, int] = {}
 
-    def run(self) -> Outcome:
-        """Starts the processes, and returns the sum of their accounts.
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before != signal.SIG_IGN:  # as nohup wishes, for one
+                self._handlers[number] = before
+                signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
+
+    def run(self, plans: list[Plan]) -> Outcome:
+        """Runs one process for each plan, and returns the sum of their accounts.
+
+        Args:
+            plans: one or more, of the same duration.
 
         Raises:
             ConnectError: a connection could not be opened.
             IprotoError: a process died.
         """
-        # They inherit that it is ignored: a terminal sends it to them too, but
-        # it is for this process to end them.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            self._start()
-            signal.signal(signal.SIGINT, self._on_signal)
-            before_term = signal.signal(signal.SIGTERM, self._on_signal)
-            try:
-                for pipe in self._pipes:
-                    self._expect(pipe, _Said.CONNECTED)
-                self._tell(_BEGIN)
-                return self._follow()
-            finally:
-                signal.signal(signal.SIGTERM, before_term)
+            self._start(plans)
+            for pipe in self._pipes:
+                self._expect(pipe, _Said.CONNECTED)
+            self._tell(_BEGIN)
+            return self._follow(plans[0].duration)
         finally:
             self._end()
-            signal.signal(signal.SIGINT, before)
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        for plan in self._plans:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(plan, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
+    def _start(self, plans: list[Plan]) -> None:
+        """Starts the processes with the signals blocked, and they stay so there.
+
+        A terminal, ``timeout`` and systemd send signals to the whole group, but it
+        is for this process to end the others.
+        """
+        resource_tracker.ensure_running()  # or the first start does it, and unblocks them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            context = multiprocessing.get_context("spawn")
+            for _ in plans:
+                ours, theirs = context.Pipe()
+                self._pipes.append(ours)
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                with theirs:
+                    process.start()
+                self._processes.append(process)
+            for pipe, plan in zip(self._pipes, plans, strict=True):
+                _send(pipe, plan)
+            if self.signalled:  # already
+                self._tell(_STOP)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _end(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
+        self._tell(_STOP)
+        deadline = monotonic() + _END_WAIT
         for process in self._processes:
-            process.join(_END_WAIT)
+            process.join(max(0.0, deadline - monotonic()))
             process.kill()
+        pipes, self._pipes = self._pipes, []
+        for pipe in pipes:
+            pipe.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self.signalled:
-            raise KeyboardInterrupt
-        self.signalled = number
+        self.signalled = self.signalled or number
         self._tell(_STOP)
 
     def _tell(self, word: str) -> None:
         for pipe in self._pipes:
-            with suppress(OSError):  # it died, which receiving from it tells
-                pipe.send(word)
+            _send(pipe, word)
 
     def _expect(self, pipe: Connection, wanted: _Said) -> Any:
         """Receives what a process says next but one of these words."""
@@ -120,10 +147,10 @@ class LoadProcesses:
             self._answered[pipe] = what
         return what if said is wanted else None
 
-    def _follow(self) -> Outcome:
+    def _follow(self, duration: float) -> Outcome:
         total = Outcome()
         running = set(self._pipes)
-        with _progress_bar(self._plans[0].duration) as show:
+        with _progress_bar(duration) as show:
             begun = monotonic()
             while running:
                 heard = wait(running)
@@ -142,7 +169,8 @@ def _progress_bar(duration: float) -> Iterator[Callable[[float, int], None]]:
     from tqdm import tqdm  # here, for no other command needs it
 
     form = "{percentage:3.0f}%|{bar}|{postfix}"
-    with tqdm(total=duration, disable=None, leave=False, bar_format=form) as bar:
+    disable = None if sys.stderr else True  # None: look whether it is a terminal
+    with tqdm(total=duration, disable=disable, leave=False, bar_format=form) as bar:
 
         def show(gone: float, answered: int) -> None:
             bar.set_postfix_str(f"{answered:,} answered", refresh=False)
@@ -151,19 +179,27 @@ def _progress_bar(duration: float) -> Iterator[Callable[[float, int], None]]:
         yield show
 
 
-def _work(plan: Plan, pipe: Connection) -> None:
+def _send(pipe: Connection, word: Any) -> None:
+    with suppress(OSError):  # the other process died, which receiving from it tells
+        pipe.send(word)
+
+
+def _work(pipe: Connection) -> None:
     """What one process does."""
-    load = Load(plan, lambda answered: pipe.send((_Said.PROGRESS, answered)), pipe)
-    try:
-        load.connect()
-        pipe.send((_Said.CONNECTED, None))
-        if pipe.recv() == _BEGIN:
-            pipe.send((_Said.DONE, load.run()))
-        else:
+    with suppress(EOFError, ConnectionError):  # nobody is there any more who wants to know
+        plan = pipe.recv()
+        try:
+            load = Load(plan, lambda answered: _send(pipe, (_Said.PROGRESS, answered)), pipe)
+        except OSError as error:
+            pipe.send((_Said.FAILED, f"cannot load the server: {reason_of(error)}"))
+            return
+        with closing(load):
+            try:
+                load.connect()
+            except ConnectError as error:
+                pipe.send((_Said.FAILED, error.args[0]))
+                return
+            pipe.send((_Said.CONNECTED, None))
+            if not load.stops and pipe.recv() == _BEGIN:
+                load.run()
             pipe.send((_Said.DONE, load.outcome))
-    except ConnectError as error:
-        pipe.send((_Said.FAILED, str(error)))
-    except (EOFError, BrokenPipeError):
-        pass  # nobody is there any more who wants to know
-    finally:
-        load.close()
