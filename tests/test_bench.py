@@ -33,6 +33,8 @@ from iproto.workload import Dealer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from typing_extensions import Self
+
     from harness import Served
 
 COMMAND = (sys.executable, "-m", "iproto.cli", "bench")
@@ -190,6 +192,16 @@ def test_an_open_loop_sends_what_is_due_and_no_more() -> None:
         assert (counts["sent"], counts["unsent"]) == (1000, 0)
 
 
+def test_what_an_open_loop_could_not_send_is_not_forgotten_nor_called_lost() -> None:
+    with FrameServer() as server:
+        found = report(server.url + "?timeout=1", "--rate", "1e7", code=1)
+    counts = found["requests"]
+    assert counts["sent"] + counts["unsent"] == 3_000_000
+    assert counts["lost"] == 0
+    assert found["problems"] == []
+    assert 0 < found["generator"]["late"] <= 3_000_000
+
+
 class Pausing(FrameServer):
     """Answers nobody for a while, once, from its so many thousandth request on."""
 
@@ -256,7 +268,7 @@ def test_replies_with_another_slots_content_are_wrong() -> None:
 
 
 class Breaking(FrameServer):
-    """Ends a connection at its 5000th request, by a reset or in good order."""
+    """Ends a connection at its 1500th request, by a reset or in good order."""
 
     resets = True
 
@@ -266,7 +278,7 @@ class Breaking(FrameServer):
         super()._serve(sock)
 
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
-        if request_id == 5000:
+        if request_id == 1500:
             raise OSError("enough")
         return super()._reply(func_id, request_id, body)
 
@@ -280,7 +292,7 @@ def test_what_a_reset_leaves_unanswered_is_lost_and_the_load_goes_on() -> None:
         found = report(server.url, code=1)
     assert found["requests"]["lost"] > 0
     assert found["requests"]["handed_back"] == 0
-    assert found["requests"]["answered"] > 5000
+    assert found["requests"]["answered"] > 1500
     assert found["reconnects"] > 0
     assert "Connection reset by peer" in found["problems"][0]
 
@@ -293,9 +305,101 @@ def test_what_an_orderly_end_leaves_unanswered_is_not_lost() -> None:
     assert found["reconnects"] > 0
 
 
+class Cutting(FrameServer):
+    """Answers with half a reply what comes after the first requests, and ends the connection."""
+
+    def _serve(self, sock: socket.socket) -> None:
+        if self.accepted <= 2:
+            super()._serve(sock)
+            return
+        with sock, contextlib.suppress(OSError):
+            data = sock.recv(1 << 16)
+            (request_id,) = struct.unpack_from("<I", data, 8)
+            sock.sendall(self._reply(FuncID.STORAGE_READ, request_id, b"\x00")[:14])
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+
+
+def test_an_end_in_the_midst_of_a_reply_is_no_orderly_one() -> None:
+    with Cutting() as server:
+        found = report(server.url, code=1)
+    assert found["requests"]["lost"] == found["requests"]["sent"] > 0
+    assert found["requests"]["handed_back"] == 0
+    assert "in the midst of a reply" in found["problems"][0]
+
+
+class Closing(FrameServer):
+    """Reads what comes after the first requests, and ends the connection in good order."""
+
+    def _serve(self, sock: socket.socket) -> None:
+        if self.accepted <= 2:
+            super()._serve(sock)
+            return
+        with sock, contextlib.suppress(OSError):
+            sock.recv(1 << 16)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+
+
+def test_a_server_that_never_answers_fails_and_is_not_hammered() -> None:
+    with Closing() as server:
+        found = report(server.url, code=1)
+        assert found["requests"]["handed_back"] == found["requests"]["sent"]
+        assert found["latency_ms"] is None
+        assert 0 < found["reconnects"] <= 4 * found["seconds"] / 0.05 + 4
+    with Closing() as server:
+        ended = bench(server.url, "--duration", "0.1")
+    assert "latency    none" in ended.stdout
+
+
+def test_a_server_that_is_gone_in_the_end_fails() -> None:
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(serving())
+        with started(served.url, "--duration", "1") as process:
+            wait_until(lambda: requests(served, FuncID.STORAGE_READ) > 5000)
+            stack.close()  # in good order
+            text, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (1, "")
+    assert "cannot connect: Connection refused" in checked(text)["problems"]
+
+
+class Talkative(FrameServer):
+    def _execute(self, func_id: int, body: bytes) -> tuple[int, str | bytes | None]:
+        if self.accepted > 2:
+            return 0x1234, "no\nlost       0\x1b[2J"
+        return super()._execute(func_id, body)
+
+
+def test_what_a_server_says_stays_in_its_line() -> None:
+    with Talkative() as server:
+        ended = bench(server.url, "--duration", "0.1", "--connections", "1")
+    lines = [line for line in ended.stdout.splitlines() if "no" in line.split()]
+    assert lines == ["problem    no lost       0 [2J (item 0) [0x1234]"]
+    assert ended.stdout.isascii()
+    assert "\x1b" not in ended.stdout
+
+
+class Unhurried(FrameServer):
+    """Takes one connection after the other, and does not let many wait."""
+
+    def __enter__(self) -> Self:
+        entered = super().__enter__()
+        self._listener.listen(1)
+        return entered
+
+
+def test_a_unix_socket_whose_queue_is_full_is_tried_again(tmp_path: Path) -> None:
+    with Unhurried(path=f"{tmp_path}/s") as server:
+        found = report(server.url, "--connections", "100")
+        assert server.accepted == 101
+    assert found["requests"]["answered"] > 0
+
+
 class Nonsense(FrameServer):
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
-        return super()._reply(func_id, request_id + (1 << 30) * (request_id == 3000), body)
+        return super()._reply(func_id, request_id + (1 << 30) * (request_id == 1500), body)
 
 
 def test_a_reply_to_nothing_breaks_the_connection_and_is_wrong() -> None:

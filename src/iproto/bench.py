@@ -119,7 +119,7 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
         as_json: print a JSON object, not text.
 
     Returns:
-        0, or 1 if a request was lost or refused, or a reply wrong or doubled;
+        0, or 1 if not all went well (see :func:`iproto.report.has_failed`);
         128 + its number if a signal ended the test early.
 
     Raises:

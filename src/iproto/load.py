@@ -73,6 +73,7 @@ class Load:
         self._progress = progress
         self._started = 0.0
         self._sending = False
+        self._last_sent = 0.0
         self._handed_out = 0
         self._retries: list[tuple[float, _Connection]] = []
         self._words = words
@@ -88,7 +89,8 @@ class Load:
         for connection in self.connections:
             connection.connect()
         while not self.stops and not all(c.connected for c in self.connections):
-            self._turn(deadline - monotonic())
+            self._reconnect(monotonic())
+            self._turn(_RETRY)
             if monotonic() >= deadline:
                 raise self._not_connected("no answer in time")
 
@@ -104,15 +106,15 @@ class Load:
         tick = self._started
         while not self.stops and (now := monotonic()) < end:
             if now >= tick:
-                self._progress(outcome.in_time)
+                self._progress(self._answered())
                 tick = now + _TICK
             self._reconnect(now)
             wait = min(tick, end) - now
             if self.plan.rate is not None:
                 wait = min(wait, self._hand_out(now - self._started, self.plan.rate) - _SPIN)
             self._turn(wait)
-        self._sending = False
         outcome.seconds = monotonic() - self._started
+        outcome.in_time = self._answered()
         outcome.cpu_seconds = process_time() - cpu
         self._finish(min(outcome.seconds, self.plan.duration))
         return outcome
@@ -122,6 +124,9 @@ class Load:
         for connection in self.connections:
             connection.close()
         self.selector.close()
+
+    def _answered(self) -> int:
+        return self.outcome.answered + sum(c.answered for c in self.connections)
 
     def _turn(self, seconds: float) -> None:
         for key, events in self.selector.select(max(0.0, seconds)):
@@ -148,25 +153,31 @@ class Load:
         Args:
             seconds: from the start; what became due later is not sent.
         """
-        deadline = monotonic() + self.plan.target.timeout
+        timeout = self.plan.target.timeout
+        # For what was due; the replies to the last of it may take as long again.
+        enough = monotonic() + timeout
+        self._sending = self.plan.rate is not None
         all_due = _due(seconds, self.plan.rate or 0)
-        while self.stops < _STOPS_AT_ONCE and (now := monotonic()) < deadline:
-            if self._handed_out < all_due:
+        reason = "the test was ended without waiting for the last replies"
+        while self.stops < _STOPS_AT_ONCE:
+            now = monotonic()
+            if now >= enough:
+                self._sending = False
+                if now >= self._last_sent + timeout:
+                    reason = f"no reply within {timeout:g} s"
+                    break
+            if not (self._sending and self.outcome.sent < all_due):
+                if not any(c.in_flight for c in self.connections):
+                    break
+            elif self._handed_out < all_due:
                 self._hand_out(seconds, self.plan.rate or 0)
-            elif not any(c.in_flight or c.due > c.begun for c in self.connections):
-                break
             self._reconnect(now)
-            self._turn(min(_TICK, deadline - now))
-        for connection in self.connections:
-            self.outcome.unsent += connection.due - connection.begun
-            unanswered = connection.close()
-            if unanswered:
-                self.outcome.lost += unanswered
-                self.outcome.note(
-                    "the test was ended without waiting for the last replies"
-                    if self.stops >= _STOPS_AT_ONCE
-                    else f"no reply within {self.plan.target.timeout:g} s"
-                )
+            self._turn(_TICK if self._handed_out == all_due else 0)
+        self.outcome.unsent = max(0, all_due - self.outcome.sent)
+        unanswered = sum(connection.close() for connection in self.connections)
+        if unanswered:
+            self.outcome.lost += unanswered
+            self.outcome.note(reason)
 
     def _reconnect(self, now: float) -> None:
         if self._retries:
@@ -184,15 +195,14 @@ class Load:
         due = min(_due(seconds, rate), first + _HANDED_OUT_AT_ONCE)
         self.outcome.late += max(0, min(_due(seconds - _SPIN, rate), due) - first)
         self._handed_out = due
-        touched: dict[_Connection, None] = {}
-        for number in range(first, due):
-            connection = self.connections[number % len(self.connections)]
-            connection.due += 1
-            touched[connection] = None
         now = monotonic()
-        for connection in touched:
-            self.has_room(connection, now)
+        for number in range(first, min(due, first + len(self.connections))):
+            self.has_room(self.connections[number % len(self.connections)], now)
         return (due + 1) / rate - seconds
+
+    def _due_on(self, connection: _Connection) -> int:
+        """How many requests a connection was given so far."""
+        return (self._handed_out - connection.number - 1) // len(self.connections) + 1
 
     def _due_times(self, connection: _Connection, first: int, count: int) -> tuple[float, ...]:
         """When requests of a connection are due, from its ``first`` on."""
@@ -204,28 +214,32 @@ class Load:
 
     def has_room(self, connection: _Connection, now: float) -> None:
         """A connection can take more: sends what there is to be sent."""
-        if not connection.connected:
+        if not (self._sending and connection.connected):
             return
         if self.plan.rate is None:
-            if self._sending and not connection.in_flight:
+            if not connection.in_flight:
+                self._last_sent = now
                 connection.send(self.plan.depth, (now,))
             return
-        count = min(connection.due - connection.begun, self.plan.depth - connection.in_flight)
+        waiting = self._due_on(connection) - connection.begun
+        count = min(waiting, self.plan.depth - connection.in_flight)
         if count > 0:
+            self._last_sent = now
             since = self._due_times(connection, connection.begun, count)
             connection.begun += count
             connection.send(count, since)
 
     def connect_failed(self, connection: _Connection, error: OSError) -> None:
         """A connection could not be made; before the load has begun, that ends it."""
-        if not self._started:
+        if self._started:
+            self.outcome.note(f"cannot connect: {reason_of(error)}")
+        elif error.errno != errno.EAGAIN:  # a unix socket's queue is full for now
             raise self._not_connected(reason_of(error))
-        self.outcome.note(f"cannot connect: {reason_of(error)}")
         self._retries.append((monotonic() + _RETRY, connection))
 
     def ended(self, connection: _Connection, error: Exception | None) -> None:
         """A connection is over: in good order (None), or by what system or codec says."""
-        was_used = connection.in_flight > 0
+        heard = connection.answered > 0
         unanswered = connection.close()
         if error is None:
             self.outcome.handed_back += unanswered
@@ -236,9 +250,9 @@ class Load:
             else:
                 self.outcome.wrong += 1
                 self.outcome.note(str(error))
-        if self._sending or connection.due > connection.begun:
+        if self._sending:
             self.outcome.reconnects += 1
-            self._retries.append((monotonic() + (0 if was_used else _RETRY), connection))
+            self._retries.append((monotonic() + (0 if heard else _RETRY), connection))
 
     def settle(self, batch: Batch, error: Exception | None, results: Any, now: float) -> None:
         """All replies to a batch are there."""
@@ -251,8 +265,6 @@ class Load:
             if wrong:
                 outcome.wrong += wrong
                 outcome.note("a read brought another string than the slot was to hold")
-        if self._sending:
-            outcome.in_time += batch.count
         if len(batch.since) == 1:
             outcome.latency.record(now - batch.since[0], batch.count)
         else:
@@ -272,13 +284,17 @@ class _Connection:
         self.number = number
         self.connected = False
         self.in_flight = 0  # less those of finished batches
-        self.due = 0  # in an open loop: requests handed out to this connection so far
-        self.begun = 0  # of these, sent
+        self.begun = 0  # in an open loop: requests sent so far
         self._load = load
         self._sock: socket.socket | None = None
         self._frames = load.route.new_frames()
         self._sent = 0  # requests, since it was connected
         self._unsent = memoryview(b"")
+
+    @property
+    def answered(self) -> int:
+        """Of the requests since it was connected; those before are in the account."""
+        return self._frames.answered if self.connected else 0
 
     def connect(self) -> None:
         """Begins to connect; :class:`Load` hears what comes of it."""
@@ -324,7 +340,8 @@ class _Connection:
             self._load.ended(self, error)
             return
         if not data:
-            self._load.ended(self, None)
+            cut = ConnectionError("it ended in the midst of a reply")
+            self._load.ended(self, cut if self._frames.missing else None)
             return
         outcomes = self._frames.feed(data)
         now = monotonic()

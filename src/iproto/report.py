@@ -19,8 +19,17 @@ _LATE = 0.01
 
 
 def has_failed(outcome: Outcome) -> bool:
-    """Whether a request was lost or refused, or a reply wrong or doubled."""
-    return bool(outcome.lost or outcome.wrong or outcome.doubled or outcome.refused)
+    """Whether something went wrong; a server that never answers anything does, too."""
+    troubles = (
+        outcome.lost,
+        outcome.doubled,
+        outcome.wrong,
+        outcome.refused,
+        outcome.unsent,
+        outcome.problems,
+        outcome.sent and not outcome.answered,
+    )
+    return any(troubles)
 
 
 def as_dict(settings: Settings, outcome: Outcome) -> dict[str, Any]:
@@ -45,7 +54,9 @@ def as_dict(settings: Settings, outcome: Outcome) -> dict[str, Any]:
             "handed_back": outcome.handed_back,
             "unsent": outcome.unsent,
         },
-        "latency_ms": {
+        "latency_ms": None  # not 0: nobody was served at once
+        if not latency.count
+        else {
             "mean": _milliseconds(latency.mean),
             **{f"p{p:g}": _milliseconds(latency.percentile(p)) for p in PERCENTILES},
             "max": _milliseconds(latency.most),
@@ -60,13 +71,14 @@ def as_text(settings: Settings, outcome: Outcome) -> str:
     """The report for people."""
     latency = outcome.latency
     loop = "closed loop" if settings.rate is None else f"open loop, {settings.rate:,g} a second"
-    percentiles = [f"p{p:g} {_shown(latency.percentile(p))}" for p in PERCENTILES]
+    latencies = [f"p{p:g} {_shown(latency.percentile(p))}" for p in PERCENTILES]
+    latencies.append(f"max {_shown(latency.most)}")
     lines = [
         f"{settings.url}: {settings.connections} connections, depth {settings.depth}, "
         f"{settings.mix}; {loop}",
         f"answered   {outcome.answered:,} in {outcome.seconds:.1f} s: "
         f"{_per_second(outcome):,.0f} a second",
-        f"latency    {', '.join(percentiles)}, max {_shown(latency.most)}",
+        f"latency    {', '.join(latencies) if latency.count else 'none, for want of replies'}",
         f"lost       {outcome.lost:,}",
         f"doubled    {outcome.doubled:,}",
         f"wrong      {outcome.wrong:,}",
@@ -78,7 +90,7 @@ def as_text(settings: Settings, outcome: Outcome) -> str:
             "were handed back by an orderly end"
         )
     if outcome.unsent:
-        lines.append(f"unsent     {outcome.unsent:,} were due, but no connection had room")
+        lines.append(f"unsent     {outcome.unsent:,} were due, but could not be sent")
     lines += [f"problem    {problem}" for problem in outcome.problems]
     lines += [f"generator  {said}" for said in _on_generator(settings, outcome)]
     return "\n".join(lines)
@@ -91,7 +103,7 @@ def _on_generator(settings: Settings, outcome: Outcome) -> list[str]:
         busy = _busy(settings, outcome)
         said = f"busy {busy:.0%} of the time"
         return [f"{said}: the server may do more than this; {more}" if busy >= _BUSY else said]
-    share = outcome.late / max(1, outcome.sent)
+    share = outcome.late / max(1, outcome.sent + outcome.unsent)
     said = f"{share:.2%} of the requests over 1 ms late"
     return [f"{said}: it could not keep the rate; {more}" if share >= _LATE else said]
 

@@ -69,8 +69,8 @@ class Outcome:
         wrong: replies with another content than the slot's, or against the protocol.
         doubled: replies to requests that had one already.
         unsent: due in an open loop, but never sent: the connections had no room.
-        late: due in an open loop, but over a millisecond ago when this process
-            came to look: it was not the server that could not keep up.
+        late: due in an open loop, sent or not, but over a millisecond ago when this
+            process came to look: it was not the server that could not keep up.
         reconnects: connections that ended and were made again.
         seconds: how long requests were sent.
         cpu_seconds: what this process took for it.
@@ -120,8 +120,11 @@ class Outcome:
 
     def note(self, problem: str) -> None:
         """Keeps a problem in words, if it is new and among the first."""
-        if len(self.problems) < _PROBLEMS_KEPT and problem not in self.problems:
-            self.problems.append(problem)
+        if len(self.problems) < _PROBLEMS_KEPT:
+            # The server's own words may be in it: one line, whatever they are.
+            shown = "".join(c if c.isprintable() else " " for c in problem)
+            if shown not in self.problems:
+                self.problems.append(shown)
 
 
 @dataclass(frozen=True, slots=True)
