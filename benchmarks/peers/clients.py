@@ -33,17 +33,11 @@ from benchmarks.peers.client_report import (
     judged,
     tables,
 )
+from benchmarks.peers.command_line import build, chosen_from, counts, say, stop_on_signal
+from benchmarks.peers.measure import pins
 from benchmarks.peers.report import environment
-from benchmarks.peers.run import build, chosen_from, counts, pins, say, stop_on_signal
-from benchmarks.peers.servers import (
-    ROOT,
-    SERVERS,
-    Running,
-    ServerError,
-    needs_modules,
-    packages,
-    running,
-)
+from benchmarks.peers.running import Running, ServerError, running
+from benchmarks.peers.servers import ROOT, SERVERS, needs_modules, packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.peers import footprint_figures as figures
+from benchmarks.peers.command_line import build, chosen_from, say, stop_on_signal
+from benchmarks.peers.measure import pins
 from benchmarks.peers.report import environment
-from benchmarks.peers.run import build, chosen_from, pins, say, stop_on_signal
-from benchmarks.peers.servers import SERVERS, ServerError
+from benchmarks.peers.running import ServerError
+from benchmarks.peers.servers import SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

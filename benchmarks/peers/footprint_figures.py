@@ -21,20 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.peers import watch
 from benchmarks.peers.greeting import FUNC_ID, GREETING, NAME
-from benchmarks.peers.run import pins
+from benchmarks.peers.measure import pins
+from benchmarks.peers.running import STOP_SECONDS, Running, running
 from benchmarks.peers.servers import (
     BUILD,
-    CLOCK_TICKS,
     ROOT,
     SERVERS,
-    STOP_SECONDS,
-    Running,
     Server,
     free_port,
     needs_modules,
     program,
-    running,
 )
 
 if TYPE_CHECKING:
@@ -91,8 +89,7 @@ def stat(pid: int) -> list[str]:
 
 
 def cpu_ms(pid: int) -> float:
-    fields = stat(pid)
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS * 1e3
+    return watch.cpu_seconds([pid]) * 1e3
 
 
 def children(pid: int) -> list[int]:

@@ -17,10 +17,10 @@ import selectors
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgpack
+from benchmarks.peers import watch
 from benchmarks.peers.grpc_server import SERVICE, SLOTS
 
 LEVELS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
@@ -132,14 +132,14 @@ async def measure_cost(warmup: float, duration: float, watched: list[int], resul
     for longer.
     """
     await asyncio.sleep(warmup)
-    load_before, server_before = cpu_seconds(), watched_cpu_seconds(watched)
+    load_before, server_before = cpu_seconds(), watch.cpu_seconds(watched)
     result.measured_from = time.perf_counter()
     result.measured_to = result.measured_from + duration
     await asyncio.sleep(duration)
     result.seconds = time.perf_counter() - result.measured_from
     result.load_cpu = cpu_seconds() - load_before
-    result.server_cpu = watched_cpu_seconds(watched) - server_before
-    result.server_memory = watched_memory_bytes(watched)
+    result.server_cpu = watch.cpu_seconds(watched) - server_before
+    result.server_memory = watch.memory_bytes(watched)
 
 
 async def prefill(channel: Any, value_size: int) -> None:
@@ -184,20 +184,6 @@ async def run(options: argparse.Namespace) -> Result:
 def cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-def watched_cpu_seconds(pids: list[int]) -> float:
-    # The clock of another process's CPU time, as clock_getcpuclockid(3) makes it.
-    return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
-
-
-def watched_memory_bytes(pids: list[int]) -> int:
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
-    return total
 
 
 def list_of_pids(text: str) -> list[int]:

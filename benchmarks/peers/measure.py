@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from benchmarks.peers.command_line import say
 from benchmarks.peers.running import ServerError, running
 from benchmarks.peers.servers import BUILD, ROOT
 
@@ -132,10 +133,6 @@ class Experiment:
     about: str
     servers: list[Server]
     cells: list[Cell]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def pins() -> tuple[list[str], list[str]]:

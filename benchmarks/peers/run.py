@@ -17,34 +17,18 @@ import json
 import resource
 import shlex
 import signal
-import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
+from benchmarks.peers.command_line import build, chosen_from, counts, say, stop_on_signal
 from benchmarks.peers.experiments import EXPERIMENTS
-from benchmarks.peers.measure import Timing, pins, run_rounds, say
+from benchmarks.peers.measure import Timing, pins, run_rounds
 from benchmarks.peers.plots import draw
 from benchmarks.peers.report import as_json, environment, section
-from benchmarks.peers.servers import PEERS, SERVERS
+from benchmarks.peers.servers import SERVERS
 
 MIXES = ("read", "write", "mixed")
 MAX_VALUE_SIZE = 256  # what a slot of iproto's storage holds
-
-
-def counts(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 1,16,256")
-    return [int(part) for part in parts]
-
-
-def chosen_from(names: tuple[str, ...], what: str, text: str) -> list[str]:
-    chosen = text.split(",")
-    for name in chosen:
-        if name not in names:
-            raise argparse.ArgumentTypeError(f"no {what} {name!r}; there are {', '.join(names)}")
-    return chosen
 
 
 def parse_options() -> argparse.Namespace:
@@ -103,10 +87,6 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def stop_on_signal(*_: object) -> NoReturn:
-    sys.exit(1)  # as an exception, so that the server that runs is stopped
-
-
 def allow_many_files() -> None:
     """1000 connections are more files than many systems allow a process by default."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -123,7 +103,7 @@ def main() -> int:
     options = parse_options()
     signal.signal(signal.SIGTERM, stop_on_signal)
     allow_many_files()
-    subprocess.run(["make", "--quiet", "-C", str(PEERS)], check=True)
+    build()
 
     chosen = [SERVERS[name] for name in options.servers or SERVERS]
     reasons = {server.name: server.missing() for server in chosen}

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from benchmarks.peers import watch
 from benchmarks.peers.servers import ROOT, free_port
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class Running:
         for pid in found:
             found += children.get(pid, [])
         return found
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that all of them have used so far."""
+        return watch.cpu_seconds(self.pids())
 
     def said(self) -> str:
         """Return what it has written so far."""

@@ -6,7 +6,7 @@ app.py's, when the server drains is server.py's.
 The event loop watches the socket itself, with no transport in between, and the
 extension reads, executes and sends in one call: measured side by side, this
 serves 1.24 times the requests of an asyncio transport at depth 1 and 16, and
-1.33 times at depth 256 (docs/performance.md).
+1.33 times at depth 256 (docs/performance/README.md).
 
 The story of a connection: it is *open*; then something ends it (the client's
 half-close, SHUTDOWN, a body over the limit, a drain) and no further frame is
