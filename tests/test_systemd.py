@@ -438,6 +438,7 @@ def test_the_health_check_tells_a_server_from_none() -> None:
 def test_compose_runs_the_server_and_prometheus_scrapes_it() -> None:
     yaml = pytest.importorskip("yaml", reason="compose: PyYAML is not installed")
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    assert compose["name"] == "iproto"  # else that of the directory: docker
     service = compose["services"]["iproto"]
     assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).samefile(
         DOCKER / "Dockerfile"
