@@ -34,7 +34,7 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove, strlen
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 import mmap
 import os
@@ -566,7 +566,7 @@ cdef class Storage:
         if <size_t>self.view.buf % 64:
             raise ValueError("the buffer must be aligned to 64 bytes, as an mmap is")
         self.store = <store_t*>self.view.buf
-        self.slots = <slot_t*>(<char*>self.view.buf + sizeof(store_t))
+        self.slots = slots_of(self.store)
         self.areas = <worker_t*>(self.slots + SLOTS)
         self.me = self.areas + worker
         self.mine = 1 + worker
@@ -583,7 +583,8 @@ cdef class Storage:
                 for i in range(SLOTS):
                     self.slots[i].check[0] = slot_hash(i, self.slots[i].bytes[0], 0)
             self.store.magic = STORE_MAGIC
-        check_store(self.store, self.view.len)
+        check_header(self.store, self.view.len)
+        check_heads(self.store)
         if self.store.workers != <uint32_t>workers:
             raise ValueError(
                 f"the store was made for {self.store.workers} workers; expected {workers}"
@@ -620,15 +621,52 @@ cdef class Storage:
         cdef store_t* store
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
-            if <size_t>view.buf % 64 or <size_t>view.len < store_size(0):
-                raise ValueError(
-                    f"a store takes at least {store_size(0)} bytes, aligned to 64; "
-                    f"the buffer has {view.len}"
-                )
-            store = <store_t*>view.buf
-            check_store(store, store_size(1024))
+            store = checked_store(&view)
+            check_heads(store)
             check_slots(store)
             return store.workers, STATE_OF[store.state]
+        finally:
+            PyBuffer_Release(&view)
+
+    @staticmethod
+    def repair(buffer):
+        """Makes every slot whole in a store that nobody uses, and that was made ``checked``.
+
+        A slot whose current copy is damaged gets its other copy, if that is whole, and
+        is empty otherwise. All else stays as it is.
+
+        Args:
+            buffer: as for ``check``; it must be writable.
+
+        Returns:
+            For each slot that was damaged its index, and how many bytes the copy has
+            that it got; None if it is empty now.
+
+        Raises:
+            ValueError: it is no store of this version, or damaged elsewhere.
+        """
+        cdef Py_buffer view
+        cdef store_t* store
+        cdef slot_t* slots
+        cdef uint32_t i
+        cdef int whole
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            store = checked_store(&view)
+            slots = slots_of(store)
+            damaged = []
+            for i in range(SLOTS):
+                if has_head(&slots[i]) and is_whole(&slots[i], i, slots[i].current & 1):
+                    continue
+                whole = whole_copy(&slots[i], i)
+                if whole < 0:
+                    memset(&slots[i], 0, sizeof(slot_t))
+                    slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
+                    damaged.append((i, None))
+                else:
+                    slots[i].current = <uint32_t>-whole
+                    damaged.append((i, slots[i].length[whole]))
+            return damaged
         finally:
             PyBuffer_Release(&view)
 
@@ -913,7 +951,25 @@ cdef int64_t as_int64(number) except? -1:
         return INT64_MAX
 
 
-cdef int check_store(store_t* found, size_t size) except -1:
+cdef slot_t* slots_of(store_t* store) noexcept nogil:
+    return <slot_t*>(<char*>store + sizeof(store_t))
+
+
+cdef store_t* checked_store(Py_buffer* view) except NULL:
+    """The store in a buffer, of which the slots are there, and have hashes."""
+    if <size_t>view.buf % 64 or <size_t>view.len < store_size(0):
+        raise ValueError(
+            f"a store takes at least {store_size(0)} bytes, aligned to 64; "
+            f"the buffer has {view.len}"
+        )
+    cdef store_t* store = <store_t*>view.buf
+    check_header(store, store_size(1024))
+    if not store.checked:
+        raise ValueError("the store keeps no hashes of its slots, so it cannot be checked")
+    return store
+
+
+cdef int check_header(store_t* found, size_t size) except -1:
     """Whether this is a store that fits into so many bytes; others may be at work in it."""
     if found.magic != STORE_MAGIC:
         raise ValueError("the buffer holds something that is not an iproto store")
@@ -943,27 +999,51 @@ cdef int check_store(store_t* found, size_t size) except -1:
         raise ValueError(f"the store is damaged: its state is {found.state:#010x}")
     if load_relaxed(&found.writer) > found.workers:
         raise ValueError(f"the store is damaged: worker {found.writer - 1} holds its lock")
-    cdef slot_t* slots = <slot_t*>(<char*>found + sizeof(store_t))
-    cdef uint32_t current
+    return 0
+
+
+cdef int check_heads(store_t* store) except -1:
+    """Whether every slot can be read at all; others may be at work in it."""
+    cdef slot_t* slots = slots_of(store)
     for i in range(SLOTS):
-        current = load_relaxed(&slots[i].current)
-        if current not in (0, 0xFFFFFFFF) or slots[i].length[current & 1] > SLOT_BYTES:
+        if not has_head(&slots[i]):
             raise ValueError(f"the store is damaged: slot {i} has an impossible head")
     return 0
 
 
 cdef int check_slots(store_t* store) except -1:
     """Whether every slot's current copy is what was written; nobody may be at work in it."""
-    cdef slot_t* slots = <slot_t*>(<char*>store + sizeof(store_t))
-    cdef uint32_t i, current
-    if not store.checked:
-        raise ValueError("the store keeps no hashes of its slots, so it cannot be checked")
+    cdef slot_t* slots = slots_of(store)
+    cdef uint32_t i
     for i in range(SLOTS):
-        current = slots[i].current & 1
-        if slots[i].check[current] != slot_hash(i, slots[i].bytes[current],
-                                                slots[i].length[current]):
+        if not is_whole(&slots[i], i, slots[i].current & 1):
             raise ValueError(f"the store is damaged: slot {i} does not hold what was written")
     return 0
+
+
+cdef bint has_head(slot_t* slot) noexcept nogil:
+    cdef uint32_t current = load_relaxed(&slot.current)
+    if current != 0 and current != <uint32_t>0xFFFFFFFF:
+        return False
+    return slot.length[current & 1] <= SLOT_BYTES
+
+
+cdef bint is_whole(slot_t* slot, uint32_t index, uint32_t which) noexcept nogil:
+    cdef uint32_t length = slot.length[which]
+    if length > SLOT_BYTES:
+        return False
+    return slot.check[which] == slot_hash(index, slot.bytes[which], length)
+
+
+cdef int whole_copy(slot_t* slot, uint32_t index) noexcept nogil:
+    """The copy that a damaged slot can have, 0 or 1; -1 if neither is whole.
+
+    Both may be, where only the word that says which one counts is damaged.
+    """
+    cdef uint32_t other = ~slot.current & 1
+    if is_whole(slot, index, other):
+        return <int>other
+    return <int>(other ^ 1) if is_whole(slot, index, other ^ 1) else -1
 
 
 cdef uint32_t slot_length(slot_t* slot) noexcept nogil:

@@ -498,7 +498,8 @@ def test_every_flipped_byte_that_counts_is_noticed(tmp_path: Path) -> None:
     flip(path, SLOTS_AT + 9 * SLOT_SIZE + 24, 1)
     assert refused(path, 2) == (
         f"iproto: storage file {path} cannot be used: the store is damaged: slot 9 does not hold "
-        "what was written; restore a copy of it, or remove it to begin with an empty storage\n"
+        "what was written; restore a copy of it, or remove it to begin with an empty storage, "
+        f"or see 'iproto check {path}'\n"
     )
 
 

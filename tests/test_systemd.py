@@ -381,6 +381,18 @@ def test_the_units_fit_the_server() -> None:
     assert int(unit("iproto.socket")["Backlog"][0]) == config.backlog
 
 
+@pytest.mark.checkout
+def test_the_repair_before_a_start_is_of_the_units_file() -> None:
+    page = (ROOT / "docs" / "storage-file.md").read_text()
+    (command,) = re.findall(r"^ExecStartPre=-(.*)$", page, re.MULTILINE)
+    program, *arguments = shlex.split(command)
+    options = _parser().parse_args(arguments)
+    assert options.repair
+    (serve,) = unit("iproto.service")["ExecStart"]
+    assert serve.startswith(f"{program} serve ")
+    assert f"--storage-file {options.path} " in serve
+
+
 def dockerfile() -> str:
     return (DOCKER / "Dockerfile").read_text()
 

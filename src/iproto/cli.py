@@ -41,7 +41,7 @@ EXIT_CODES = """\
 exit codes:
   0  done
   1  the server answered with an error; serve: the drain took too long; bench: not all went well
-  2  wrong options, or an address that cannot be listened on
+  2  wrong options, an address that cannot be listened on, or a damaged storage file
   3  no connection, or it was lost
   4  no answer in time
   5  the answer breaks the protocol, or is not text where text was asked for"""
@@ -190,6 +190,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     call.add_argument("func_id", type=_func_id, metavar="FUNC_ID", help="0x00030001, or decimal")
     call.add_argument("arguments", nargs="*", type=_json, metavar="ARG", help="a JSON value")
+
+    check = command(
+        "check",
+        _check,
+        "see whether a storage file is whole, and repair it",
+        "  iproto check /var/lib/iproto/storage\n  iproto check --repair /var/lib/iproto/storage",
+    )
+    check.add_argument("path", metavar="PATH", help="the file; no server may use it")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="give damaged slots the content that they had before, or none if that is damaged, "
+        "too; the file as it was is kept as PATH.damaged-1",
+    )
 
     bench = command(
         "bench",
@@ -454,6 +468,28 @@ def _checked(read: Callable[[str], Any], text: str) -> Any:
         return read(text)
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"--call: {error}") from None
+
+
+def _check(options: argparse.Namespace) -> int:
+    from iproto.storage_check import check_file
+
+    path = options.path
+    found = check_file(path, repair=options.repair)
+    verb = "has" if found.kept else "can have"
+    for slot, length in found.damaged:
+        if length is None:
+            print(f"slot {slot}: damaged, both contents; {verb} none")
+        else:
+            print(f"slot {slot}: damaged; {verb} its other content, {length} bytes")
+    sys.stdout.flush()  # the slots come before the line that sums them up
+    if found.damaged and not found.kept:
+        raise ConfigError(
+            f"storage file {path} is damaged; restore a copy of it, or repair it: "
+            f"iproto check --repair {path}"
+        )
+    was = f"; as it was, it is kept as {found.kept}" if found.kept else ""
+    print(f"{path} is whole; its state is {found.state.name}{was}")
+    return EXIT_OK
 
 
 def _print_json(value: Any) -> None:

@@ -102,13 +102,13 @@ def open_storage(path: str | os.PathLike[str], workers: int = 1) -> OpenFile:
     path = os.fspath(path)
     image = _image(workers, State.READ_WRITE)
     try:
-        fd, size, is_new = _open_locked(path)
+        fd, size, is_new = open_locked(path, os.O_RDWR, create=True)
         try:
             if size == 0 or os.pread(fd, len(MAKING), 0) == MAKING:
                 _make(fd, path, image, is_new=is_new)
                 logger.info("storage file %s is new", path)
             else:
-                state = _check(fd, path, size, magic=image[:_MAGIC])
+                state = _check(fd, path, size)
                 _renew(fd, workers, state, size)
                 logger.info("storage file %s was checked; its state is %s", path, state.name)
             memory = mmap.mmap(fd, len(image))
@@ -120,13 +120,23 @@ def open_storage(path: str | os.PathLike[str], workers: int = 1) -> OpenFile:
         raise ConfigError(f"cannot use storage file {path}: {error.strerror}") from None
 
 
-def _open_locked(path: str) -> tuple[int, int, bool]:
-    """A descriptor with the lock, the file's size, and whether it was not there before."""
+def open_locked(path: str, mode: int, *, create: bool) -> tuple[int, int, bool]:
+    """A descriptor with the lock, the file's size, and whether it was not there before.
+
+    Args:
+        path: the file.
+        mode: ``os.O_RDWR`` or ``os.O_RDONLY``.
+        create: whether to make it if it is not there.
+
+    Raises:
+        ConfigError: another process serves it, or it is no regular file.
+        OSError: the system refuses it.
+    """
     while True:
-        is_new = True
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = mode | os.O_CLOEXEC | os.O_NONBLOCK
+        is_new = create
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         except FileExistsError:
             fd = os.open(path, flags)
             is_new = False
@@ -155,13 +165,13 @@ def _open_locked(path: str) -> tuple[int, int, bool]:
 def _make(fd: int, path: str, image: bytes, *, is_new: bool) -> None:
     """Fills an empty file; leaves it as it was if there is no room."""
     try:
-        _write(fd, MAKING, 0)
+        write_all(fd, MAKING, 0)
         _allocate(fd, len(image))
-        _write(fd, image[_HEADER:], _HEADER)
+        write_all(fd, image[_HEADER:], _HEADER)
         os.fsync(fd)
-        _write(fd, image[:_HEADER], 0)
+        write_all(fd, image[:_HEADER], 0)
         os.fsync(fd)
-        _sync_directory(path)
+        sync_directory(path)
     except OSError:
         if is_new:
             os.unlink(path)
@@ -170,32 +180,59 @@ def _make(fd: int, path: str, image: bytes, *, is_new: bool) -> None:
         raise
 
 
-def _check(fd: int, path: str, size: int, *, magic: bytes) -> State:
-    """The state of the storage in a file, in which all is well. Changes nothing.
+def _check(fd: int, path: str, size: int) -> State:
+    """The state of the storage in a file, in which all is well. Changes nothing."""
+    copy = read_copy(fd, path, size)
+    try:
+        return check_copy(copy, path, size)
+    except ValueError as error:
+        raise ConfigError(
+            f"storage file {path} cannot be used: {error}; {_WHAT_TO_DO}, "
+            f"or see 'iproto check {path}'"
+        ) from None
 
-    It looks at a copy in memory: a file that is shorter than it seems, or that
-    cannot be read, is an error then, and not a signal.
+
+def read_copy(fd: int, path: str, size: int) -> mmap.mmap:
+    """The storage in a file, without the workers' areas.
+
+    It is a copy in memory: a file that is shorter than it seems, or that cannot
+    be read, is an error then, and not a signal.
+
+    Raises:
+        ConfigError: it is no storage file, or cut off.
     """
-    fixed = Storage.size_for(0)
-    copy = mmap.mmap(-1, fixed)
+    copy = mmap.mmap(-1, Storage.size_for(0))
     length = os.preadv(fd, [copy], 0)
-    if copy[:_MAGIC] != magic:
+    if copy[:_MAGIC] != _image(1, State.READ_WRITE)[:_MAGIC]:
         raise ConfigError(
             f"storage file {path} is no storage file of iproto, and is left as it is; "
             "choose another path"
         )
-    needed = fixed
-    if length == fixed:
-        try:
-            workers, state = Storage.check(copy)
-        except ValueError as error:
-            raise ConfigError(
-                f"storage file {path} cannot be used: {error}; {_WHAT_TO_DO}"
-            ) from None
-        needed = Storage.size_for(workers)
-        if size >= needed:
-            return state
-    raise ConfigError(
+    if length < len(copy):
+        raise _cut_off(path, size, len(copy))
+    return copy
+
+
+def check_copy(copy: mmap.mmap, path: str, size: int) -> State:
+    """The state of a storage in which all is well.
+
+    Args:
+        copy: what ``read_copy`` gave.
+        path: the file.
+        size: its size, in bytes.
+
+    Raises:
+        ConfigError: the file is cut off.
+        ValueError: the storage is damaged; the text says where.
+    """
+    workers, state = Storage.check(copy)
+    if size < Storage.size_for(workers):
+        raise _cut_off(path, size, Storage.size_for(workers))
+    return state
+
+
+def _cut_off(path: str, size: int, needed: int) -> ConfigError:
+    return ConfigError(
         f"storage file {path} is cut off: it has {size} bytes of at least {needed}; {_WHAT_TO_DO}"
     )
 
@@ -210,10 +247,10 @@ def _renew(fd: int, workers: int, state: State, size: int) -> None:
     except OSError:
         os.ftruncate(fd, size)
         raise
-    _write(fd, image[Storage.size_for(0) :], Storage.size_for(0))
+    write_all(fd, image[Storage.size_for(0) :], Storage.size_for(0))
     if size < len(image):
         os.fsync(fd)
-    _write(fd, image[:_HEADER], 0)
+    write_all(fd, image[:_HEADER], 0)
     if size > len(image):
         os.fsync(fd)
         os.ftruncate(fd, len(image))
@@ -243,17 +280,18 @@ def _allocate(fd: int, size: int) -> None:
     block = 1 << 20
     for at in range(0, size, block):
         length = min(block, size - at)
-        _write(fd, os.pread(fd, length, at).ljust(length, b"\0"), at)
+        write_all(fd, os.pread(fd, length, at).ljust(length, b"\0"), at)
 
 
-def _write(fd: int, data: bytes, at: int) -> None:
+def write_all(fd: int, data: bytes, at: int) -> None:
+    """Writes all of the bytes at a place of a file, however many calls it takes."""
     while data:
         written = os.pwrite(fd, data, at)
         data = data[written:]
         at += written
 
 
-def _sync_directory(path: str) -> None:
+def sync_directory(path: str) -> None:
     """The file's name outlives a power failure, too."""
     fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
     try:
