@@ -338,6 +338,19 @@ def test_serve_takes_its_settings_from_the_environment(tmp_path: Path) -> None:
         assert output("read", "0", url=url) == "\n"
 
 
+def test_serve_takes_its_settings_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("dialect = 'mailru'\nbind = '127.0.0.1:1'\n")
+    for arguments, env in ((("--config", str(file)), {}), ((), {"IPROTO_CONFIG": str(file)})):
+        with serve_process(*arguments, env=env) as running:  # which says --bind
+            assert "dialect mailru" in running.log[-1]
+    file.write_text("dialects = 'mailru'\n")
+    code, text = failure("serve", "--config", str(file))
+    assert code == 2
+    assert text.startswith(f"iproto: settings file {file}: unknown key 'dialects'; it must be one")
+    assert text.count("\n") == 1
+
+
 @pytest.mark.parametrize(("level", "lines"), [("INFO", True), ("ERROR", False), ("PANIC", False)])
 def test_the_log_level_is_kept(level: str, lines: bool) -> None:
     process = subprocess.Popen(

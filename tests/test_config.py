@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from iproto import Config, ConfigError, Dialect
-from iproto.cli import read_settings
 from iproto.config import Address, parse_address
+from iproto.settings import default, read_settings, variables
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,12 @@ def test_the_metrics_can_be_off(off: str | None) -> None:
         ("worker_timeout", 0.5),
         ("storage_file", ""),
         ("storage_file", "a\0b"),
+        ("storage_file", 5),
+        ("bind", 5),
+        ("bind", [5]),
+        ("metrics_bind", 5),
+        ("dialect", []),
+        ("loop", {}),
         ("storage_sync", -1),
         ("storage_sync", 86_401),
         ("dialect", "auto"),
@@ -157,3 +171,114 @@ def test_log_level_works_without_the_prefix_and_the_prefix_wins() -> None:
 def test_a_bad_variable_is_refused(environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_settings({}, environment)
+
+
+# The settings file.
+
+VALUES: dict[str, list[Any]] = {
+    "bind": [["127.0.0.1:1"], ["127.0.0.1:2", "unix:/tmp/x"], ["[::1]:3"]],
+    "metrics_bind": ["off", "127.0.0.1:4", ":5"],
+    "dialect": ["vk", "mailru"],
+    "idle_timeout": [1, 2.5, 86_400],
+    "max_body": [1024, 2048, 4096],
+    "max_calls_per_connection": [1, 2, 3],
+    "max_calls": [4, 5, 6],
+    "drain_timeout": [0, 7.5, 8],
+    "workers": [1, "auto", 256],
+    "worker_timeout": [1, 9.5, 10],
+    "storage_file": ["/var/lib/x", "storage", "../storage"],
+    "storage_sync": [0, 11, 12.5],
+    "backlog": [13, 14, 15],
+    "loop": ["auto", "uvloop", "asyncio"],
+    "log_level": ["DEBUG", "info", "Panic"],
+}
+"""Of each setting, some values, as TOML has them."""
+
+SOURCES = st.fixed_dictionaries(
+    {}, optional={name: st.sampled_from(values) for name, values in VALUES.items()}
+)
+
+
+def as_text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(command_line=SOURCES, environment=SOURCES, in_file=SOURCES, empty=st.booleans())
+def test_the_command_line_wins_then_the_environment_then_the_file_then_the_default(
+    tmp_path: Path,
+    command_line: dict[str, Any],
+    environment: dict[str, Any],
+    in_file: dict[str, Any],
+    empty: bool,
+) -> None:
+    assert [*VALUES] == [field.name for field in dataclasses.fields(Config)]
+    file = tmp_path / "settings.toml"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in in_file.items()))
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    expected = {name: default(field) for name, field in fields.items()}
+    expected |= in_file | environment | command_line
+    options: dict[str, Any] = {
+        name: value if isinstance(value, list) else str(value)
+        for name, value in command_line.items()
+    }
+    said = {variables(fields[name])[0]: as_text(value) for name, value in environment.items()}
+    if empty:  # counts as not set
+        said = {variables(field)[0]: "" for field in fields.values()} | said
+    assert read_settings({"config": str(file), **options}, said) == Config(**expected)
+    said["IPROTO_CONFIG"] = str(file)
+    assert read_settings(options, said) == Config(**expected)
+
+
+def test_the_file_of_the_command_line_is_read_and_not_that_of_the_environment(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a").write_text("backlog = 1")
+    environment = {"IPROTO_CONFIG": str(tmp_path / "b")}  # which does not exist
+    assert read_settings({"config": str(tmp_path / "a")}, environment).backlog == 1
+
+
+def test_one_address_in_the_file_needs_no_list(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("bind = '127.0.0.1:1'")
+    assert read_settings({"config": str(tmp_path / "a")}, {}).bind == ("127.0.0.1:1",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"max_body = 'lots'", "max_body is 'lots'; it must be a whole number of bytes, 1024.."),
+        (b"max_body = 2048.0", "max_body is 2048.0; it must be a whole number"),
+        (b"max_body = true", "max_body is True; it must be a whole number"),
+        (b"idle_timeout = nan", "idle_timeout is nan; it must be a number of seconds, 0.001.."),
+        (b"idle_timeout = 2026-01-01", "idle_timeout is datetime.date(2026, 1, 1); it must be"),
+        (b"dialect = 'tarantool'", "dialect is 'tarantool'; it must be one of vk, mailru"),
+        (b"bind = ['x']", "address 'x' must be HOST:PORT"),
+        (b"bind = [8080]", "bind is [8080]; it must be an address, or a list of addresses"),
+        (b"bind = []", "bind is empty"),
+        (b"max-body = 2048", "unknown key 'max-body'; it must be one of bind, metrics_bind, "),
+        (b"[server]\nmax_body = 2048", "unknown key 'server'; it must be one of bind"),
+        (b"max_body = 2048\nmax_body = 4096", "it is not TOML: Cannot overwrite a value"),
+        (b"max_body", "it is not TOML: Expected '='"),
+        (b"\xff", "it is not TOML: 'utf-8' codec can't decode byte 0xff"),
+        (b"a = " + b"[" * 100_000, "it is not TOML: "),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_key_and_value(
+    tmp_path: Path, text: bytes, message: str
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError) as caught:  # whatever the command line says
+        read_settings({"config": str(file), "max_body": "4096"}, {})
+    assert str(caught.value).startswith(f"settings file {file}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read it: No such file"):
+        read_settings({"config": f"{tmp_path}/none"}, {})
+    with pytest.raises(ConfigError, match="must be a regular file"):
+        read_settings({"config": str(tmp_path)}, {})
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="must be a regular file"):
+        read_settings({"config": f"{tmp_path}/pipe"}, {})

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
 from harness import PATIENCE, frame, serve_process, serving
-from iproto import FuncID, bench, cli, config, errors
+from iproto import FuncID, bench, cli, config, errors, settings
 from iproto._fastframe import ServerFrames
 from test_metrics import get
 
@@ -298,8 +298,8 @@ def test_the_options_are_the_fields_of_config() -> None:
         "--" + field.name.replace("_", "-") for field in fields
     ]
     for row, field in zip(rows, fields, strict=True):
-        assert re.findall(r"\w+", row["variable"].replace("`", "")) == [*cli._variables(field)]
-        default = cli._default(field)
+        assert re.findall(r"\w+", row["variable"].replace("`", "")) == [*settings.variables(field)]
+        default = settings.default(field)
         shown = ", ".join(default) if isinstance(default, tuple) else str(default)
         assert row["default"] == shown
         if field.name != "log_level":  # they have a table of their own
@@ -307,6 +307,14 @@ def test_the_options_are_the_fields_of_config() -> None:
                 assert f"`{choice}`" in row["what it is"]
         kind = {"int": int, "float": float}.get(str(field.type))
         assert (RANGE.search(row["what it is"]) is None) == (kind is None)
+
+
+def test_the_settings_file_shown_is_read(tmp_path: Path) -> None:
+    (shown,) = (b.text for b in blocks(DOCS / "server.md") if b.language == "toml")
+    file = tmp_path / "settings.toml"
+    file.write_text(shown)
+    read = settings.read_settings({"config": str(file)}, {})
+    assert (read.workers, read.max_body, len(read.bind)) == ("auto", 65536, 2)
 
 
 RANGE = re.compile(r"([\d.]+) to (\d+)")

@@ -24,8 +24,9 @@ import pytest
 
 from harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process
 from iproto import Config, systemd
-from iproto.cli import _parser, read_settings
+from iproto.cli import _parser
 from iproto.config import Address
+from iproto.settings import read_settings
 from test_docs import ROOT, section
 
 if TYPE_CHECKING:

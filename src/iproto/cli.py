@@ -24,10 +24,9 @@ from iproto.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from iproto.blocking import Client
-    from iproto.config import Config
 
 DEFAULT_URL = "iproto://127.0.0.1:8080"
 
@@ -141,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "serve the storage, and functions of your own",
         "  iproto serve\n"
         "  iproto serve myservice:app --bind 0.0.0.0:8080 --bind unix:/run/iproto.sock\n"
-        "  IPROTO_DIALECT=mailru LOG_LEVEL=DEBUG iproto serve\n\n"
+        "  IPROTO_DIALECT=mailru LOG_LEVEL=DEBUG iproto serve\n"
+        "  iproto serve --config /etc/iproto.toml --workers auto\n\n"
         "SIGTERM and SIGINT drain: everything received is answered, then the exit code is 0\n"
         "(1 if that took longer than --drain-timeout). A second signal ends at once.",
     )
@@ -262,13 +262,21 @@ def _add_bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of Config."""
+    """One option for each field of Config, and the one of the settings file."""
     from iproto.config import Config
+    from iproto.settings import FILE_VARIABLE, default, variables
 
+    parser.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="settings file, in TOML: max_body = 4096 and the like; options and variables win "
+        f"over it ({FILE_VARIABLE})",
+    )
     for field in dataclasses.fields(Config):
-        default = _default(field)
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        variable = _variables(field)[0]
+        standard = default(field)
+        shown = ", ".join(standard) if isinstance(standard, tuple) else standard
+        variable = variables(field)[0]
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
             dest=field.name,
@@ -277,58 +285,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             metavar=field.metadata.get("metavar") or "|".join(field.metadata["choices"]),
             help=f"{field.metadata['help']} (default: {shown}; {variable})",
         )
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.metadata.get("command_line_default", field.default)
-
-
-def _variables(field: dataclasses.Field[Any]) -> tuple[str, ...]:
-    names: tuple[str, ...] = field.metadata.get("env", (f"IPROTO_{field.name.upper()}",))
-    return names
-
-
-def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
-    """The settings that command line and environment ask for, in this order.
-
-    Args:
-        options: name of a field of Config → what the command line said.
-        environment: where ``IPROTO_*`` and ``LOG_LEVEL`` are looked up.
-
-    Raises:
-        ConfigError: a value is wrong; the text names where it came from.
-    """
-    from iproto.config import Config
-
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Config):
-        if field.name in options:
-            values[field.name] = _typed(field, options[field.name])
-            continue
-        values[field.name] = _default(field)
-        for variable in _variables(field):
-            text = environment.get(variable)
-            if text:
-                many = field.metadata.get("many")
-                values[field.name] = _typed(field, text.split(",") if many else text)
-                break
-    try:
-        return Config(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{error} (see iproto serve --help)") from None
-
-
-def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Text as the field's type; text that is no number is left for Config to refuse."""
-    if field.metadata.get("many"):
-        return tuple(item.strip() for item in value)
-    kind = {"int": int, "float": float}.get(str(field.type))
-    if kind is None:
-        return value
-    try:
-        return kind(value)
-    except ValueError:
-        return value
 
 
 def _func_id(text: str) -> int:
@@ -355,9 +311,10 @@ def _json(text: str) -> Any:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    config = read_settings(vars(options), os.environ)
     from iproto import startup
+    from iproto.settings import read_settings
 
+    config = read_settings(vars(options), os.environ)
     startup.set_up_logging(config.log_level)
     if config.workers is not None:
         from iproto import supervisor

@@ -76,6 +76,15 @@ def parse_address(text: str, *, unix: bool = True) -> Address:
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of Config.
+
+    Args:
+        default: if nobody says anything.
+        help: of its option.
+        metadata: ``metavar`` or ``choices``, for its option too; ``many``, it may be
+            given several times; ``env``, its variables; ``command_line_default``, if it
+            is another there.
+    """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
@@ -172,7 +181,9 @@ class Config:
         metavar="SECONDS",
     )
     backlog: int = _setting(
-        4096, "connections that may wait to be accepted (the system may allow fewer)", metavar="N"
+        4096,
+        "connections that may wait to be accepted (the system may allow fewer)",
+        metavar="N",
     )
     loop: str = _setting(
         "auto",
@@ -187,15 +198,21 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        bind = (self.bind,) if isinstance(self.bind, str) else tuple(self.bind)
+        bind = (self.bind,) if isinstance(self.bind, str) else self.bind
+        if not isinstance(bind, (tuple, list)) or not all(isinstance(text, str) for text in bind):
+            raise ConfigError(f"bind is {bind!r}; it must be an address, or a list of addresses")
         if not bind:
             raise ConfigError("bind is empty; give at least one address, like 127.0.0.1:8080")
         for text in bind:
             parse_address(text)
-        self._put("bind", bind)
+        self._put("bind", tuple(bind))
         if self.metrics_bind in ("", "off"):
             self._put("metrics_bind", None)
         if self.metrics_bind is not None:
+            if not isinstance(self.metrics_bind, str):
+                raise ConfigError(
+                    f"metrics_bind is {self.metrics_bind!r}; it must be HOST:PORT, or 'off'"
+                )
             parse_address(self.metrics_bind, unix=False)
         if isinstance(self.dialect, Dialect):
             self._put("dialect", self.dialect.value)
@@ -217,7 +234,8 @@ class Config:
             if isinstance(self.workers, str) and self.workers.isdecimal():
                 self._put("workers", int(self.workers))
             self._check_range("workers", 1, 256, "processes, or 'auto'", whole=True)
-        if self.storage_file is not None and (not self.storage_file or "\0" in self.storage_file):
+        file = self.storage_file
+        if file is not None and (not isinstance(file, str) or not file or "\0" in file):
             raise ConfigError(f"storage_file is {self.storage_file!r}; it must be a path")
         self._check_range("storage_sync", 0, 86_400, "seconds")
         self._check_range("backlog", 1, 65_535, "connections")
