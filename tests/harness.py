@@ -261,12 +261,15 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serve_process(
-    *arguments: str, env: dict[str, str] | None = None, cwd: str | os.PathLike[str] | None = None
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    bare: bool = False,
 ) -> Iterator[ServerProcess]:
-    """Runs ``iproto serve`` on port 0 (unless told otherwise); kills it at the end."""
-    if "--bind" not in arguments:
+    """Runs ``iproto serve`` on port 0 (unless told otherwise, or bare); kills it at the end."""
+    if "--bind" not in arguments and not bare:
         arguments = (*arguments, "--bind", "127.0.0.1:0")
-    if "--metrics-bind" not in arguments:
+    if "--metrics-bind" not in arguments and not bare:
         arguments = (*arguments, "--metrics-bind", "127.0.0.1:0")
     process = subprocess.Popen(
         [sys.executable, "-m", "iproto.cli", "serve", *arguments],

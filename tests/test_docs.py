@@ -317,6 +317,16 @@ def test_the_settings_file_shown_is_read(tmp_path: Path) -> None:
     assert (read.workers, read.max_body, len(read.bind)) == ("auto", 65536, 2)
 
 
+def test_the_settings_that_cannot_change_are_named() -> None:
+    (named,) = re.findall(
+        r"cannot change while the server runs\*\*:(.*?)\.",
+        section("workers.md", "New settings"),
+        re.S,
+    )
+    fixed = {f.name for f in dataclasses.fields(iproto.Config) if f.metadata.get("fixed")}
+    assert set(re.findall(r"`(\w+)`", named)) == fixed
+
+
 RANGE = re.compile(r"([\d.]+) to (\d+)")
 
 

@@ -96,13 +96,13 @@ def test_a_supervisor_says_when_its_workers_serve_restart_and_stop(manager: Mana
         assert reloading.pop("RELOADING") == "1"
         assert before <= int(reloading.pop("MONOTONIC_USEC")) <= time.monotonic_ns() // 1000
         assert reloading == {}
-        assert manager.next() == {"READY": "1"}
+        assert manager.next() == ready
         running.wait_for("restarted$")
         running.process.send_signal(signal.SIGUSR2)
         assert "RELOADING" in manager.next()
         assert manager.next() == ready  # of the new program, in the same process
         assert "RELOADING" in manager.next()
-        assert manager.next() == {"READY": "1"}
+        assert manager.next() == ready
         running.process.send_signal(signal.SIGHUP)
         assert "RELOADING" in manager.next()
         running.process.send_signal(signal.SIGTERM)  # in the middle of it
@@ -111,6 +111,30 @@ def test_a_supervisor_says_when_its_workers_serve_restart_and_stop(manager: Mana
     manager.sock.settimeout(0)
     with pytest.raises(BlockingIOError):
         manager.next()
+
+
+def test_a_reload_that_is_refused_is_over_and_says_why(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("")
+    with (
+        Manager(f"{tmp_path}/notify") as manager,
+        serve_process("--workers", "1", "--config", str(file), env=manager.variables) as running,
+    ):
+        ready = manager.next()
+        file.write_text("max_body = 1")
+        for number, outcome in (
+            (signal.SIGHUP, "not restarted, workers and settings stay as they are"),
+            (signal.SIGUSR2, "cannot upgrade, this version goes on"),
+        ):
+            running.process.send_signal(number)
+            assert "RELOADING" in manager.next()
+            said = manager.next()
+            assert said.pop("STATUS").startswith(f"{outcome}: settings file {file}: max_body is 1")
+            assert said == {"READY": "1"}
+        file.write_text("max_body = 2048")
+        running.process.send_signal(signal.SIGHUP)
+        assert "RELOADING" in manager.next()
+        assert manager.next() == ready
 
 
 def test_nothing_is_said_to_serve_if_it_does_not(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
 import iproto
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from iproto.blocking import Client
+    from iproto.config import Config
 
 DEFAULT_URL = "iproto://127.0.0.1:8080"
 
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code; see ``EXIT_CODES``.
     """
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         if sys.stdout is None:  # closed by whoever started us: there is nobody to tell
             sys.stdout = _nowhere()
         elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -84,6 +86,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
+def settings_of(command_line: Sequence[str]) -> Config:
+    """The settings that ``iproto serve`` would take now.
+
+    Args:
+        command_line: what follows ``iproto``.
+
+    Raises:
+        ConfigError: they are wrong.
+        SystemExit: the command line is; stderr says how.
+    """
+    from iproto.settings import read_settings
+
+    return read_settings(vars(_parse(command_line)), os.environ)
+
+
 def _nowhere() -> TextIO:
     return open(os.devnull, "w")
 
@@ -105,6 +122,11 @@ def _one_line(error: BaseException) -> str:
 
 
 # The options.
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    command_line = sys.argv[1:] if arguments is None else [*arguments]
+    return _parser().parse_args(command_line, argparse.Namespace(command_line=command_line))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -311,15 +333,19 @@ def _json(text: str) -> Any:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from iproto import startup
+    from iproto import startup, upgrade
     from iproto.settings import read_settings
 
-    config = read_settings(vars(options), os.environ)
+    read = partial(read_settings, vars(options), os.environ)
+    inheritance = upgrade.inherited()
+    config = read() if inheritance is None else inheritance.config
     startup.set_up_logging(config.log_level)
     if config.workers is not None:
         from iproto import supervisor
 
-        return supervisor.run(config, options.app or "")
+        return supervisor.run(
+            config, options.app or "", read, options.command_line, inheritance=inheritance
+        )
     app = startup.load_app(options.app) if options.app else None
     from iproto.server import run
 

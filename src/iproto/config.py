@@ -82,8 +82,8 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:
         default: if nobody says anything.
         help: of its option.
         metadata: ``metavar`` or ``choices``, for its option too; ``many``, it may be
-            given several times; ``env``, its variables; ``command_line_default``, if it
-            is another there.
+            given several times; ``fixed``, it cannot change while the server runs;
+            ``env``, its variables; ``command_line_default``, if it is another there.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
@@ -124,12 +124,14 @@ class Config:
         "address to listen on: HOST:PORT, or unix:PATH; may be given several times",
         metavar="ADDRESS",
         many=True,
+        fixed=True,
     )
     metrics_bind: str | None = _setting(
         None,
         "address of /metrics, /healthz and /readyz, or 'off'",
         metavar="HOST:PORT",
         command_line_default="127.0.0.1:8088",
+        fixed=True,
     )
     dialect: Dialect | str = _setting(
         "vk",
@@ -162,6 +164,7 @@ class Config:
         "worker processes over one shared storage, kept running by a supervisor: a number, or auto "
         "for the usable CPUs; without, this one process serves",
         metavar="N|auto",
+        fixed=True,
     )
     worker_timeout: float = _setting(
         10.0,
@@ -173,6 +176,7 @@ class Config:
         "file that keeps slots and state across restarts and crashes; made if it is not there; "
         "without, they are in memory and begin empty",
         metavar="PATH",
+        fixed=True,
     )
     storage_sync: float = _setting(
         0.0,
@@ -184,6 +188,7 @@ class Config:
         4096,
         "connections that may wait to be accepted (the system may allow fewer)",
         metavar="N",
+        fixed=True,
     )
     loop: str = _setting(
         "auto",

@@ -102,3 +102,44 @@ def _parse(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     return tomllib.loads(text)
+
+
+# While the server runs.
+
+
+def with_fixed(config: Config, running: Config) -> tuple[Config, list[str]]:
+    """New settings, but those that cannot change while the server runs as they are.
+
+    Args:
+        config: the new settings.
+        running: those in force.
+
+    Returns:
+        The settings that can be had, and of each that cannot a line that says so.
+    """
+    kept = {
+        field.name: getattr(running, field.name)
+        for field in dataclasses.fields(Config)
+        if field.metadata.get("fixed")
+        and getattr(config, field.name) != getattr(running, field.name)
+    }
+    lines = [
+        f"{name} is {_shown(getattr(config, name))} in the settings now, and cannot change while "
+        f"the server runs: {_shown(value)} stays until it is stopped and started"
+        for name, value in kept.items()
+    ]
+    return dataclasses.replace(config, **kept), lines
+
+
+def differences(config: Config, before: Config) -> str:
+    """What the settings say that they did not say before, for the log; empty if nothing."""
+    return ", ".join(
+        f"{field.name} {_shown(getattr(config, field.name))} "
+        f"(was {_shown(getattr(before, field.name))})"
+        for field in dataclasses.fields(Config)
+        if getattr(config, field.name) != getattr(before, field.name)
+    )
+
+
+def _shown(value: Any) -> str:
+    return " and ".join(value) if isinstance(value, tuple) else str(value)

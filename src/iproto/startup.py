@@ -29,6 +29,15 @@ def set_up_logging(level: str) -> None:
     )
 
 
+def set_log_level(level: str) -> None:
+    """Another level from now on.
+
+    Args:
+        level: a key of ``LOG_LEVELS``.
+    """
+    logging.getLogger().setLevel(LOG_LEVELS[level])
+
+
 def leave(code: int) -> int:
     """Ends a serving process that was not done in time, whatever its threads still do.
 

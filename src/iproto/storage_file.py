@@ -313,12 +313,12 @@ class Flusher:
     def __init__(self, storage: Storage, seconds: float) -> None:
         self._storage = storage
         self._seconds = seconds
-        self._ended = threading.Event()
+        self._ended = False
+        self._told = threading.Event()  # another pace, or the end
         self._thread = threading.Thread(target=self._run, name="iproto storage flush", daemon=True)
 
     def __enter__(self) -> Flusher:
-        if self._seconds:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -327,21 +327,30 @@ class Flusher:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._seconds:
-            self._ended.set()
-            self._thread.join()
+        self._ended = True
+        self._told.set()
+        self._thread.join()
+
+    def change(self, seconds: float) -> None:
+        """Flushes at another pace from now on."""
+        self._seconds = seconds
+        self._told.set()
 
     def _run(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._ended.wait(self._seconds)
-            begun = time.perf_counter()
-            try:
-                self._storage.flush()
-            except OSError as error:
-                logger.error("cannot flush the storage file: %s", error.strerror)
-            else:
-                logger.debug("flushed the storage file in %.1f ms", _milliseconds_since(begun))
+        while not self._ended:
+            told = self._told.wait(self._seconds or None)
+            self._told.clear()
+            if self._seconds and (self._ended or not told):
+                self._flush()
+
+    def _flush(self) -> None:
+        begun = time.perf_counter()
+        try:
+            self._storage.flush()
+        except OSError as error:
+            logger.error("cannot flush the storage file: %s", error.strerror)
+        else:
+            logger.debug("flushed the storage file in %.1f ms", _milliseconds_since(begun))
 
 
 def _milliseconds_since(begun: float) -> float:

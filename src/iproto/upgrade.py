@@ -8,20 +8,25 @@ children, goes along in one variable.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import mmap
 import os
 import signal
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from iproto._fastframe import Storage
+from iproto.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 INHERITANCE = "IPROTO_INHERITANCE"
 """The variable that holds an Inheritance, as JSON."""
 
 CHECK_TIMEOUT = 30.0
-"""Seconds that the new program may take to look at the storage."""
+"""Seconds that the new program may take to look at storage and settings."""
 
 # Held back while no handler is there for them, from the exec until the new
 # program has its own: their default is to end the process.
@@ -29,13 +34,14 @@ HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, si
 
 
 class InheritedWorker(NamedTuple):
-    """A worker that runs on; see supervisor.Worker."""
+    """A worker that runs on; see processes.Worker."""
 
     position: int
     area: int
     pid: int
     control: int
     ready: bool
+    drain_timeout: float
 
 
 class Inheritance(NamedTuple):
@@ -43,25 +49,39 @@ class Inheritance(NamedTuple):
 
     Args:
         memory: descriptor of the storage's memory.
+        areas: worker areas in it.
         listeners: descriptors, by address.
         workers: those that are alive.
         positions: of each, restarts and CPU seconds used.
         rows: names of the counter rows of users' functions.
+        settings: the fields of the Config in force.
     """
 
     memory: int
+    areas: int
     listeners: list[list[int]]
     workers: list[InheritedWorker]
     positions: list[tuple[int, float]]
     rows: dict[str, str]
+    settings: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The settings, as this program knows them.
+
+        Raises:
+            ConfigError: it does not take one of them any more.
+        """
+        known = {field.name for field in dataclasses.fields(Config)}
+        return Config(**{name: self.settings[name] for name in known & self.settings.keys()})
 
 
-async def refusal(memory: int, areas: int) -> str | None:
-    """Asks the program as it is installed now whether it could go on with a storage.
+async def refusal(inheritance: Inheritance, command_line: Sequence[str]) -> str | None:
+    """Asks the program as it is installed now whether it could take over.
 
     Args:
-        memory: descriptor of the storage's memory.
-        areas: its worker areas.
+        inheritance: what it would be left.
+        command_line: what would follow ``iproto``, for it to read the settings by.
 
     Returns:
         None if it could, else why not.
@@ -70,12 +90,12 @@ async def refusal(memory: int, areas: int) -> str | None:
         sys.executable,
         "-m",
         "iproto.upgrade",
-        str(memory),
-        str(areas),
+        json.dumps(inheritance._asdict()),
+        *command_line,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        pass_fds=[memory],
+        pass_fds=[inheritance.memory],
     )
     try:
         _, said = await asyncio.wait_for(asked.communicate(), CHECK_TIMEOUT)
@@ -90,15 +110,23 @@ async def refusal(memory: int, areas: int) -> str | None:
 
 
 def hand_over(inheritance: Inheritance) -> NoReturn:
-    """Becomes the program as it is installed now."""
+    """Becomes the program as it is installed now.
+
+    Raises:
+        OSError: the system does not start it; all is as before.
+    """
     for fd in _descriptors(inheritance):
         os.set_inheritable(fd, True)
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
-    os.execve(
-        sys.executable,
-        sys.orig_argv,
-        {**os.environ, INHERITANCE: json.dumps(inheritance._asdict())},
-    )
+    try:
+        os.execve(
+            sys.executable,
+            sys.orig_argv,
+            {**os.environ, INHERITANCE: json.dumps(inheritance._asdict())},
+        )
+    except OSError:
+        release_signals()
+        raise
 
 
 def inherited() -> Inheritance | None:
@@ -106,12 +134,16 @@ def inherited() -> Inheritance | None:
     text = os.environ.pop(INHERITANCE, None)
     if text is None:
         return None
-    fields: dict[str, Any] = json.loads(text)
-    fields["workers"] = [InheritedWorker(*worker) for worker in fields["workers"]]
-    inheritance = Inheritance(**fields)
+    inheritance = _read(text)
     for fd in _descriptors(inheritance):
         os.set_inheritable(fd, False)
     return inheritance
+
+
+def _read(text: str) -> Inheritance:
+    fields: dict[str, Any] = json.loads(text)
+    fields["workers"] = [InheritedWorker(*worker) for worker in fields["workers"]]
+    return Inheritance(**fields)
 
 
 def release_signals() -> None:
@@ -127,10 +159,16 @@ def _descriptors(inheritance: Inheritance) -> list[int]:
     ]
 
 
-def _main(memory: str, areas: str) -> int:
-    """Tells the old program whether this one could go on with its storage."""
+def _main(text: str, *command_line: str) -> int:
+    """Tells the old program whether this one could take over from it."""
+    from iproto import cli  # which stands on all of the package
+
+    inheritance = _read(text)
     try:
-        Storage(mmap.mmap(int(memory), 0), workers=int(areas), worker=0)
+        Storage(mmap.mmap(inheritance.memory, 0), workers=inheritance.areas, worker=0)
+        # The settings that it would begin with, and those that it would go on to.
+        _ = inheritance.config
+        cli.settings_of(command_line)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
