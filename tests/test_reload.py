@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import PATIENCE, ServerProcess, children, frame, serve_process
-from iproto import Config, FuncID, ReturnCode
+from iproto import Config, FuncID, ReturnCode, upgrade
 from test_workers import APP, Resender, pids, supervised
 
 if TYPE_CHECKING:
@@ -310,8 +310,40 @@ def test_a_worker_for_which_the_system_has_no_room_is_started_when_it_has() -> N
         running.wait_for("cannot start worker [01]: Too many open files")
         running.process.send_signal(signal.SIGHUP)
         running.wait_for("the new worker 0 cannot start; the old ones stay")
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("cannot upgrade, this version goes on: Too many open files")
         with running.peer() as peer:
             assert peer.read(0) == ""
         resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (512, min(before[1], 1 << 10)))
         running.wait_for("is ready")
         assert len(pids(running)) == 2
+
+
+def test_a_worker_that_dies_with_an_order_unread_is_replaced_without_a_traceback() -> None:
+    with supervised() as running:
+        first, second = pids(running)
+        os.kill(second, signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        running.wait_for("starting another")  # the other is told to serve in its place
+        os.kill(second, signal.SIGKILL)
+        for _ in range(2):
+            running.wait_for("is ready")
+        running.process.send_signal(signal.SIGTERM)
+        code, log = running.end()
+        assert code == 0
+        assert "Traceback" not in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memfd_create is Linux's")
+def test_a_program_that_cannot_be_started_leaves_the_old_one_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = os.memfd_create("storage")
+    nothing = upgrade.Inheritance(memory, 1, [], [], [], {}, {})
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    try:
+        with pytest.raises(FileNotFoundError):
+            upgrade.hand_over(nothing)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*upgrade.HELD_SIGNALS}
+    finally:
+        os.close(memory)

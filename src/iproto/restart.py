@@ -118,11 +118,11 @@ class Restarts:
         """Becomes the new program, if that can go on with storage and settings."""
         logger.info("upgrading")
         supervisor = self._supervisor
-        why = await upgrade.refusal(supervisor.inheritance(), self._command_line)
-        if why is None and not supervisor.pool.stopping:
-            try:
-                # As it is by now: workers may have died meanwhile.
+        try:
+            why = await upgrade.refusal(supervisor.inheritance(), self._command_line)
+            if why is None:
+                # As things are by now: workers may have died meanwhile.
                 upgrade.hand_over(supervisor.inheritance())
-            except OSError as error:
-                why = error.strerror
-        return f"cannot upgrade, this version goes on: {why}" if why is not None else None
+        except OSError as error:
+            why = error.strerror
+        return f"cannot upgrade, this version goes on: {why}"
