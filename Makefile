@@ -28,6 +28,12 @@ SECONDS ?= 60
 soak: $(BUILT) ## Kill workers under load for SECONDS, and check every slot's history
 	$(BIN)/python tests/soak.py --seconds $(SECONDS)
 
+KILLS ?= 100
+
+.PHONY: pauses
+pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long the others pause
+	$(BIN)/python tests/pauses.py --kills $(KILLS)
+
 .PHONY: lint
 lint: $(BUILT) ## Style and types
 	$(BIN)/ruff check .
