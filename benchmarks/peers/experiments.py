@@ -65,10 +65,15 @@ def several_processes(*, pinned: bool) -> list[Server]:
 def workers_on_one_core(_: list[Server], options: argparse.Namespace) -> Experiment:
     return Experiment(
         name="workers-one-core",
-        about="The same load for 1, 2 and 4 workers that share one core, while the load has the "
-        "other: the closed loop. Beside them as many processes of the C server.",
+        about="1, 2 and 4 workers that share one core, while the load has the other: the closed "
+        f"loop, with {WORKERS_CONNECTIONS} connections in all, and with as many for each worker. "
+        "Beside them as many processes of the C server.",
         servers=several_processes(pinned=True),
-        cells=[Cell("read", WORKERS_CONNECTIONS, depth) for depth in WORKERS_DEPTHS],
+        cells=[
+            Cell("read", WORKERS_CONNECTIONS, depth, each=each)
+            for each in (False, True)
+            for depth in WORKERS_DEPTHS
+        ],
     )
 
 

@@ -40,12 +40,14 @@ class Cell:
         connections: how many.
         depth: requests in flight on each connection, at most.
         rate: requests due in a second, in all; 0 is the closed loop.
+        each: whether each of the server's processes gets so many connections.
     """
 
     mix: str
     connections: int
     depth: int
     rate: int = 0
+    each: bool = False
 
     @property
     def title(self) -> str:
@@ -150,7 +152,7 @@ def load_command(running: Running, cell: Cell, value_size: int, timing: Timing) 
         command = [str(BUILD / "load"), "--json", "--protocol", running.server.protocol]
     options = {
         "port": running.port,
-        "connections": cell.connections,
+        "connections": cell.connections * (running.server.processes if cell.each else 1),
         "depth": min(cell.depth, running.server.deepest or cell.depth),
         "mix": cell.mix,
         "value-size": value_size,

@@ -176,6 +176,11 @@ def cost_table(results: Results, columns: list[str], value: str) -> str:
     )
 
 
+def growth_column(cell: Cell) -> str:
+    what = f"{cell.rate:,}/s" if cell.rate else f"depth {cell.depth}"
+    return f"{what}, {cell.connections} connections each" if cell.each else what
+
+
 def growth_table(results: Results, columns: list[str]) -> str:
     """Return a table of the CPU time a request, and its ratio to that of one process."""
     servers = by_server(results)
@@ -213,8 +218,7 @@ def section(experiment: Experiment, results: Results) -> str:
         parts += ["CPU µs a request:", cost_table(results, counts, "cpu_us")]
         parts += ["Memory, MB:", cost_table(results, counts, "memory_mb")]
     else:
-        names = [f"{cell.rate:,}/s" if cell.rate else f"depth {cell.depth}" for cell in results]
-        parts.append(growth_table(results, names))
+        parts.append(growth_table(results, [growth_column(cell) for cell in results]))
     return "\n\n".join([*parts, *notes(results)])
 
 

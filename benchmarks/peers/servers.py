@@ -34,6 +34,8 @@ class Server:
     missing: Callable[[], str | None]
     """Why the server can't be started here, or None."""
     version: Callable[[], str]
+    processes: int = 1
+    """How many serve."""
     pinned: bool = True
     """Whether it has one core, and the load another; else both may use all."""
     serves_when_it_says: str = ""
@@ -131,6 +133,7 @@ def iproto_server(
         command=iproto_command(workers),
         missing=needs_iproto,
         version=packages("iproto", "uvloop"),
+        processes=int(workers) if workers and workers.isdecimal() else 1,
         pinned=pinned,
         # A supervisor's sockets accept before its workers do.
         serves_when_it_says="serving" if workers else "",
@@ -146,6 +149,7 @@ def c_server(name: str, about: str, *, processes: int = 1, pinned: bool = True) 
         command=lambda port: [str(BUILD / "epoll_server"), "--port", str(port), *several],
         missing=lambda: None,
         version=program_version("cc"),
+        processes=processes,
         pinned=pinned,
         serves_when_it_says="serving",
     )
