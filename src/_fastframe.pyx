@@ -172,6 +172,15 @@ cdef extern from *:
     #endif
     }
 
+    /* memcpy through libc: where the compiler knows that the size is at most a
+       few hundred it may put "rep movs" in place, which takes long to begin. */
+    static inline void copy(void *to, const void *from, size_t size) {
+    #if defined(__GNUC__)
+        __asm__("" : "+r"(size));
+    #endif
+        memcpy(to, from, size);
+    }
+
     /* Hash of one copy of a slot: its place, its length, its bytes, 8 at a time.
        It has to notice damage (a page that was not written, bytes that flipped,
        a slot in another's place), not to resist somebody who wants to deceive
@@ -190,7 +199,7 @@ cdef extern from *:
             state ^= state >> 29;
         }
         word = 0;
-        __builtin_memcpy(&word, bytes, length);
+        copy(&word, bytes, length);
         state = (state ^ word) * odd;
         return (uint32_t)(state >> 32);
     }
@@ -234,14 +243,6 @@ cdef extern from *:
         if (size == 1 && p[0] < 0x80) return p[0];
         if (size == 2 && p[0] == 0xCC) return p[1];
         return -1;
-    }
-    /* memcpy through libc: where the compiler knows that the size is at most a
-       few hundred it may put "rep movs" in place, which takes long to begin. */
-    static inline void copy(void *to, const void *from, size_t size) {
-    #if defined(__GNUC__)
-        __asm__("" : "+r"(size));
-    #endif
-        memcpy(to, from, size);
     }
     static inline void store_be(unsigned char *p, uint64_t v, int bytes) {
         for (int i = bytes - 1; i >= 0; i--, v >>= 8) p[i] = (unsigned char)v;
