@@ -419,6 +419,9 @@ cdef enum:
     # Frames executed under one hold of the lock. Taking it costs about half of
     # a slot read; 64 frames hold it for some 3 us, which is what a writer waits.
     FRAMES_A_HOLD = 64
+    # Reads after a write that are made under its lock: to let go of it for each run of
+    # reads costs more than they do, where writes come often.
+    READS_A_WRITE = 16
     # Tries of the lock before the GIL is given up (about 1 us), and before the
     # CPU is (a holder that runs is done within a few us).
     SPINS_WITH_GIL = 64
@@ -1647,6 +1650,7 @@ cdef class ServerFrames:
         cdef Request request
         cdef int holds = HOLDS_NOTHING
         cdef int held = 0
+        cdef int reads = 0  # since the last write, under its lock
         # False once the lock was waited for in vain: the rest of the chunk is
         # answered OVERLOADED at once, not after a wait for each frame.
         cdef bint may_wait = True
@@ -1669,14 +1673,18 @@ cdef class ServerFrames:
                     break
                 if request.func_id == READ:
                     if holds != HOLDS_READ or held == FRAMES_A_HOLD:
-                        self._release(holds)
-                        holds = HOLDS_NOTHING
-                        if may_wait and self.storage.lock_read():
-                            holds = HOLDS_READ
-                        may_wait = holds != HOLDS_NOTHING
-                        held = 0
+                        if (holds == HOLDS_WRITE and held < FRAMES_A_HOLD
+                                and reads < READS_A_WRITE):
+                            reads += 1
+                        else:
+                            self._release(holds)
+                            holds = HOLDS_NOTHING
+                            if may_wait and self.storage.lock_read():
+                                holds = HOLDS_READ
+                            may_wait = holds != HOLDS_NOTHING
+                            held = 0
                     held += 1
-                    self._read(&request, holds == HOLDS_READ)
+                    self._read(&request, holds != HOLDS_NOTHING)
                 elif request.func_id == REPLACE or (
                     SWITCH_READONLY <= request.func_id <= SWITCH_MAINTENANCE
                 ):
@@ -1688,6 +1696,7 @@ cdef class ServerFrames:
                         may_wait = holds != HOLDS_NOTHING
                         held = 0
                     held += 1
+                    reads = 0
                     if request.func_id == REPLACE:
                         self._replace(&request, holds == HOLDS_WRITE)
                     else:
@@ -2019,6 +2028,10 @@ cdef enum:
     DIALECT_VK = 0
     DIALECT_MAILRU = 1
 
+# Return codes that a client's side counts apart.
+cdef enum:
+    MOST_REFUSALS = 64
+
 
 cdef str NOTHING_TO_ASK = "a bulk of no requests would never be answered"
 
@@ -2072,7 +2085,9 @@ cdef class ClientFrames:
     cdef uint64_t issued
     cdef uint64_t taken
     # Requests that were replied to; replies to those that had one already, or that
-    # nobody waits for any more; and how often each return_code but 0 came.
+    # nobody waits for any more; and how often each return_code but 0 came, the
+    # first MOST_REFUSALS of them apart, the others together under -1: a peer can
+    # invent four billion.
     cdef readonly uint64_t answered
     cdef readonly uint64_t surplus
     cdef readonly dict refusals
@@ -2516,7 +2531,10 @@ cdef class ClientFrames:
         return 0
 
     cdef int _count_refusal(self, uint32_t code) except -1:
-        self.refusals[code] = self.refusals.get(code, 0) + 1
+        cdef object key = code
+        if key not in self.refusals and len(self.refusals) >= MOST_REFUSALS:
+            key = -1
+        self.refusals[key] = self.refusals.get(key, 0) + 1
         return 0
 
     cdef Pending _bulk_of(self, uint32_t request_id):

@@ -522,6 +522,16 @@ def test_replies_are_counted_once_by_what_they_were() -> None:
     assert frames.refusals == {ReturnCode.READ_ONLY: 1, ReturnCode.LOCKED: 1}
 
 
+def test_codes_that_a_peer_invents_are_counted_together_beyond_some() -> None:
+    frames = client()
+    for request_id in range(1, 1001):
+        frames.request(USER, b"", ff.AS_BODY, None, NEVER)
+        frames.feed(response(USER, request_id, request_id, b"", mailru=False))
+    assert frames.refusals[64] == 1
+    assert frames.refusals[-1] == 1000 - 64
+    assert len(frames.refusals) == 65
+
+
 def test_a_reply_of_another_function_breaks_the_stream_and_its_waiter_hears() -> None:
     frames = client()
     frames.read(1, ff.AS_TEXT, "one", NEVER)

@@ -276,6 +276,7 @@ def main() -> int:
         "rounds": f"{options.rounds} of {options.duration:g} s a cell, interleaved; medians",
         "values": f"{VALUE_SIZE} bytes",
     }
+    print("## Clients\n")
     for name, fact in facts.items():
         print(f"- {name}: {fact}")
     for name in names:

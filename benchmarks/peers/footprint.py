@@ -239,6 +239,7 @@ def main() -> int:
         "idle connections": f"{options.connections:,}",
         "memory": "the process's is PSS; the kernel's is Slab and the pages that TCP's data has",
     }
+    print("## Footprint\n")
     for name, fact in facts.items():
         print(f"- {name}: {fact}")
     print(flush=True)

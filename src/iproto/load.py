@@ -45,8 +45,6 @@ _SPIN = 0.001
 # Requests that one look at the schedule hands out, so that after a pause the
 # replies that have come meanwhile are not left lying.
 _HANDED_OUT_AT_ONCE = 10_000
-
-
 # Words to stop after which the last replies are not waited for.
 _STOPS_AT_ONCE = 2
 

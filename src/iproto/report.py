@@ -122,6 +122,8 @@ def _refused(outcome: Outcome) -> str:
 
 
 def _code_name(code: int) -> str:
+    if code == -1:
+        return "others"
     try:
         return ReturnCode(code).name
     except ValueError:
