@@ -121,20 +121,21 @@ def halved(whole: Chunks) -> Chunks:
 # Ways to drive them.
 
 
-def new_storage() -> Storage:
+def new_storage(areas: int = 1) -> Storage:
+    """A store with areas for so many workers; the last one is ours."""
     from iproto._fastframe import Storage
 
-    storage = Storage()
+    storage = Storage(workers=areas, worker=areas - 1)
     for index in range(1000):
         storage.replace(index, content_of(index))
     return storage
 
 
-def new_frames() -> ServerFrames:
+def new_frames(areas: int = 1) -> ServerFrames:
     from iproto._fastframe import ServerFrames
 
     return ServerFrames(
-        new_storage(),
+        new_storage(areas),
         mailru=False,
         max_body=1 << 20,
         max_calls=1000,
@@ -142,8 +143,8 @@ def new_frames() -> ServerFrames:
     )
 
 
-def through_socket(what: Chunks) -> Callable[[], None]:
-    frames = new_frames()
+def through_socket(what: Chunks, areas: int = 1) -> Callable[[], None]:
+    frames = new_frames(areas)
     ours, theirs = socket.socketpair()
     theirs.settimeout(10.0)  # a scenario that waits for a reply in vain says so
     fd = ours.fileno()
@@ -229,6 +230,15 @@ def scenario(
     return Scenario(depth * count, lambda: drive(chunks(make, depth, count)))
 
 
+AREAS_OF_FOUR_WORKERS = 9  # two each, and the supervisor's
+
+
+def of_four_workers(make: Callable[[int], bytes], depth: int, count: int) -> Scenario:
+    return Scenario(
+        depth * count, lambda: through_socket(chunks(make, depth, count), AREAS_OF_FOUR_WORKERS)
+    )
+
+
 SCENARIOS = {
     "read, depth 1": scenario(through_socket, read, 1, 96),
     "read, depth 16": scenario(through_socket, read, 16, 6),
@@ -236,6 +246,8 @@ SCENARIOS = {
     "write, depth 1": scenario(through_socket, write, 1, 96),
     "write, depth 16": scenario(through_socket, write, 16, 6),
     "mixed, depth 16": scenario(through_socket, mixed, 16, 6),
+    "read, depth 16, 4 workers": of_four_workers(read, 16, 6),
+    "write, depth 16, 4 workers": of_four_workers(write, 16, 6),
     "feed: read, depth 1": scenario(through_feed, read, 1, 96),
     "feed: read, depth 16": scenario(through_feed, read, 16, 6),
     "feed: read, depth 16, halved": Scenario(96, lambda: through_feed(halved(chunks(read, 16, 6)))),
