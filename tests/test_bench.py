@@ -586,7 +586,7 @@ def test_neither_output_needs_to_be_open() -> None:
     with serving() as served:
         for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
             command = [*COMMAND, "--url", served.url, "--duration", "0.1"]
-            shell = ["sh", "-c", f'exec "$@" {closed}', "-", *command]
+            shell = ["/bin/sh", "-c", f'exec "$@" {closed}', "-", *command]
             ended = subprocess.run(shell, capture_output=True, timeout=PATIENCE, check=False)
             assert (ended.returncode, ended.stderr) == (0, b"")
             assert (b"answered" in ended.stdout) == (closed == "2>&-")
@@ -647,7 +647,7 @@ def test_connections_beyond_the_limit_of_files_are_told() -> None:
     with serving() as served:
         ended = subprocess.run(
             [
-                *("sh", "-c", 'ulimit -n 64; exec "$@"', "-"),
+                *("/bin/sh", "-c", 'ulimit -n 64; exec "$@"', "-"),
                 *(*COMMAND, "--url", served.url, "--connections", "100"),
             ],
             capture_output=True,
