@@ -199,7 +199,7 @@ def test_what_an_open_loop_could_not_send_is_not_forgotten_nor_called_lost() -> 
     assert counts["sent"] + counts["unsent"] == 3_000_000
     assert counts["lost"] == 0
     assert found["problems"] == []
-    assert 0 < found["generator"]["late"] <= 3_000_000
+    assert found["generator"]["late"] <= 3_000_000
 
 
 class Pausing(FrameServer):
