@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 # Seconds after which a wait in a test counts as lost. Nothing waits so long.
 PATIENCE = 20.0
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Looks again and again, for what tells nobody that it has happened."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "what was waited for did not come"
+        time.sleep(0.005)
 
 
 class Reply(NamedTuple):

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 import iproto
 from frame_server import FrameServer
-from harness import PATIENCE, children, serve_process, serving
+from harness import PATIENCE, children, serve_process, serving, wait_until
 from iproto import FuncID
 from iproto._fastframe import ROWS
 from iproto.latency import Latency
@@ -85,13 +85,6 @@ def started(url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 def requests(served: Served, func_id: FuncID) -> int:
     """How many the server has counted."""
     return sum(served.server.storage.counters()["requests"][ROWS.index(func_id)])
-
-
-def wait_until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come"
-        time.sleep(0.005)
 
 
 def test_every_request_is_answered_and_none_is_wrong() -> None:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 import iproto
-from harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process, serving
+from harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process, serving, wait_until
 from iproto import ConfigError, FuncID, State
 from iproto.storage_file import MAKING, Flusher, open_storage
 from test_storage import AREAS_AT, SLOT_SIZE, SLOTS_AT, STATE_AT, WRITER_AT
-from test_workers import pids, wait_until
+from test_workers import pids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

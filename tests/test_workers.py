@@ -27,13 +27,14 @@ from harness import (
     read_frame,
     replace_frame,
     serve_process,
+    wait_until,
 )
 from iproto import FuncID, ReturnCode
 from iproto.config import parse_address
 from test_metrics import Samples, parse, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="workers are looked up in /proc"
@@ -60,13 +61,6 @@ def scrape(running: ServerProcess) -> Samples:
         return parse(connection.getresponse().read().decode())
     finally:
         connection.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "what was waited for did not come"
-        time.sleep(0.005)
 
 
 def test_workers_share_one_storage() -> None:

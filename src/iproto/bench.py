@@ -15,7 +15,7 @@ from iproto.errors import ConfigError, ConnectError, IprotoError
 from iproto.load_processes import LoadProcesses
 from iproto.route import reason_of
 from iproto.url import parse_url
-from iproto.wire import SLOT_COUNT
+from iproto.wire import SLOT_BYTES, SLOT_COUNT
 from iproto.workload import KINDS, Plan
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ MAX_RATE = 1e8
 MAX_DURATION = 86_400.0
 MAX_PROCESSES = 1024
 MIN_VALUE = 4
-MAX_VALUE = 256
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Settings:
         _check("connections", self.connections, 1, MAX_CONNECTIONS)
         _check("depth", self.depth, 1, MAX_DEPTH)
         _check("duration", self.duration, 0, MAX_DURATION)
-        _check("value-size", self.value_size, MIN_VALUE, MAX_VALUE)
+        _check("value-size", self.value_size, MIN_VALUE, SLOT_BYTES)
         _check("processes", self.processes, 1, min(MAX_PROCESSES, self.connections))
         if self.rate is not None:
             _check("rate", self.rate, 0, MAX_RATE)
