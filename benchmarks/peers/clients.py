@@ -18,7 +18,6 @@ import contextlib
 import json
 import shlex
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,20 +33,15 @@ from benchmarks.peers.client_report import (
     tables,
 )
 from benchmarks.peers.command_line import build, chosen_from, counts, say, stop_on_signal
-from benchmarks.peers.measure import pins
+from benchmarks.peers.measure import LoadError, last_words_of, pins, run_load
 from benchmarks.peers.report import environment
 from benchmarks.peers.running import Running, ServerError, running
-from benchmarks.peers.servers import ROOT, SERVERS, needs_modules, packages
+from benchmarks.peers.servers import SERVERS, needs_modules, packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GRACE_SECONDS = 30.0  # over its own duration: imports, filling, the last replies
 VALUE_SIZE = 64
-
-
-class LoadError(Exception):
-    """A client failed, or got another value than was written."""
 
 
 @dataclass(frozen=True)
@@ -194,19 +188,9 @@ def measure(
         ("warmup", options.warmup),
     ):
         command += [f"--{name}", str(value)]
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=options.warmup + options.duration + GRACE_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LoadError(f"no result after {error.timeout:g} s") from None
+    done = run_load(command, options.warmup + options.duration)
     if done.returncode:
-        raise LoadError((done.stderr.strip().splitlines() or ["failed and said nothing"])[-1])
+        raise LoadError(last_words_of(done))
     result = json.loads(done.stdout)
     return Measurement(
         values_per_second=result["values"] / result["seconds"],

@@ -12,7 +12,6 @@ import importlib
 import json
 import math
 import random
-import resource
 import selectors
 import sys
 import time
@@ -132,12 +131,12 @@ async def measure_cost(warmup: float, duration: float, watched: list[int], resul
     for longer.
     """
     await asyncio.sleep(warmup)
-    load_before, server_before = cpu_seconds(), watch.cpu_seconds(watched)
+    load_before, server_before = time.process_time(), watch.cpu_seconds(watched)
     result.measured_from = time.perf_counter()
     result.measured_to = result.measured_from + duration
     await asyncio.sleep(duration)
     result.seconds = time.perf_counter() - result.measured_from
-    result.load_cpu = cpu_seconds() - load_before
+    result.load_cpu = time.process_time() - load_before
     result.server_cpu = watch.cpu_seconds(watched) - server_before
     result.server_memory = watch.memory_bytes(watched)
 
@@ -179,11 +178,6 @@ async def run(options: argparse.Namespace) -> Result:
         return result
     finally:
         await asyncio.gather(*(channel.close() for channel in channels))
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def list_of_pids(text: str) -> list[int]:

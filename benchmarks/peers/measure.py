@@ -168,24 +168,37 @@ def load_command(running: Running, cell: Cell, value_size: int, timing: Timing) 
     return [*pin, *command] if running.server.pinned else command
 
 
+def run_load(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a program that puts on a load for so long.
+
+    Raises:
+        LoadError: it takes far longer.
+    """
+    try:
+        return subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=seconds + LOAD_GRACE_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LoadError(f"no result after {error.timeout:g} s") from None
+
+
+def last_words_of(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["failed and said nothing"])[-1]
+
+
 def measure(command: list[str], timing: Timing) -> Measurement:
     """Run the load once.
 
     Raises:
         LoadError: it failed, or a reply was missing or was not what it should be.
     """
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            timeout=timing.warmup + timing.duration + LOAD_GRACE_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise LoadError(f"no result after {error.timeout:g} s") from None
-    last_words = (done.stderr.strip().splitlines() or ["failed and said nothing"])[-1]
+    done = run_load(command, timing.warmup + timing.duration)
+    last_words = last_words_of(done)
     if not done.stdout:
         raise LoadError(last_words)
     result = json.loads(done.stdout)
