@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
+PARTS := $(wildcard src/fastframe/*.pxi)
+HEADERS := $(wildcard src/fastframe/*.h)
 BENCH_BUILT := $(VENV)/.bench-built
 TOOLS := build/tools
 TOOLS_BUILT := $(TOOLS)/.built
@@ -38,7 +40,9 @@ pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long
 lint: $(BUILT) ## Style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/_fastframe.pyx
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/_fastframe.pyx $(PARTS)
+	printf '#include "%s"\n' $(notdir $(HEADERS)) | $(CC) -std=c11 -D_POSIX_C_SOURCE=200809L \
+		-Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only -Isrc/fastframe -x c -
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest iproto._fastframe --mypy-config-file pyproject.toml
 
@@ -81,7 +85,8 @@ sdist: $(TOOLS_BUILT) ## Build the source distribution into dist/
 	rm -rf dist src/*.egg-info
 	$(TOOLS)/bin/python -m build --sdist --outdir dist
 	@tar -tzf $(SDIST) > build/sdist.txt
-	@grep -q '/src/_fastframe\.pyx$$' build/sdist.txt || { echo "the sdist lacks the .pyx"; exit 1; }
+	@for name in src/_fastframe.pyx $(PARTS) $(HEADERS); do \
+		grep -q "/$$name\$$" build/sdist.txt || { echo "the sdist lacks $$name"; exit 1; }; done
 	@! grep -E '\.(c|so|py[cod])$$' build/sdist.txt || { echo "the sdist holds what is built"; exit 1; }
 
 # The repair on Linux checks that the wheel may be called manylinux, and calls it so.
@@ -92,7 +97,7 @@ wheel: sdist ## Build the sdist, the wheel from it into dist/, and test the whee
 	@$(TOOLS)/bin/python -m zipfile -l build/wheel/iproto-*.whl > build/wheel.txt
 	@for name in _fastframe.cpython- _fastframe.pyi py.typed; do \
 		grep -q "^iproto/$$name" build/wheel.txt || { echo "the wheel lacks $$name"; exit 1; }; done
-	@! grep -E '\.(c|h|pyx|pxd) ' build/wheel.txt || { echo "the wheel holds source"; exit 1; }
+	@! grep -E '\.(c|h|pyx|pxd|pxi) ' build/wheel.txt || { echo "the wheel holds source"; exit 1; }
 ifeq ($(shell uname),Linux)
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" auditwheel repair --strip --wheel-dir dist build/wheel/iproto-*.whl
 	$(TOOLS)/bin/auditwheel show $(WHEEL)
@@ -128,7 +133,7 @@ clean: ## Remove everything that was built
 	rm -rf $(VENV) build dist benchmarks/build src/*.egg-info src/iproto/*.so
 
 # The environment and the extension; made anew when what they are made of changes.
-$(BUILT): pyproject.toml setup.py src/_fastframe.pyx src/iproto/__init__.py
+$(BUILT): pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/__init__.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group test --group lint

@@ -1,5 +1,7 @@
 """Builds the one extension; everything else is in pyproject.toml."""
 
+from glob import glob
+
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
@@ -9,6 +11,8 @@ setup(
             Extension(
                 "iproto._fastframe",
                 ["src/_fastframe.pyx"],
+                depends=glob("src/fastframe/*.pxi") + glob("src/fastframe/*.h"),
+                include_dirs=["src/fastframe"],
                 extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
             )
         ],

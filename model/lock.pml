@@ -1,6 +1,6 @@
 /* The lock of the store, its slots and its state, with worker processes that may be killed
    between any two steps, and a supervisor that recovers what they leave. A model of
-   src/_fastframe.pyx ("The lock", slot_write, Storage.recover); see README.md next to it,
+   src/fastframe (lock.h, slot_write, Storage.recover); see README.md next to it,
    and docs/lock.md.
 
    One statement is one step: at most one load, store or read-modify-write of one shared word.

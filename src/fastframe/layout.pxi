@@ -1,0 +1,53 @@
+# layout.h, as far as Cython code names it: the compiler has the rest from the header.
+
+cdef extern from "layout.h" nogil:
+    enum:
+        SLOTS
+        SLOT_BYTES
+        FUNCTIONS
+        CODES
+        BUCKETS
+        REASONS
+        STORE_VERSION
+        STATE_READ_WRITE
+        STATE_READ_ONLY
+        STATE_MAINTENANCE
+    const uint64_t STORE_MAGIC
+
+    ctypedef struct slot_t:
+        uint32_t current
+        uint32_t length[2]
+        uint32_t check[2]
+        uint8_t bytes[2][SLOT_BYTES]
+
+    ctypedef struct worker_t:
+        uint32_t readers
+        uint64_t opened
+        uint64_t bytes_in
+        uint64_t bytes_out
+        uint64_t closed[REASONS]
+        uint64_t requests[FUNCTIONS][CODES]
+        uint64_t buckets[FUNCTIONS][BUCKETS]
+        uint64_t nanoseconds[FUNCTIONS]
+        uint64_t lag_buckets[BUCKETS]
+        uint64_t lag_nanoseconds
+        uint64_t tasks
+        uint64_t alive_ns
+
+    ctypedef struct store_t:
+        uint64_t magic
+        uint32_t version
+        uint32_t slots
+        uint32_t slot_bytes
+        uint32_t workers
+        uint64_t size
+        uint32_t checked
+        uint32_t writer
+        uint32_t state
+
+    size_t store_size(uint32_t workers) noexcept
+    slot_t* slots_of(store_t* store) noexcept
+    uint32_t load_relaxed(uint32_t* word) noexcept
+    uint64_t load_counter "load_relaxed"(uint64_t* word) noexcept
+    uint32_t load_seq_cst(uint32_t* word) noexcept
+    void store_release(uint32_t* word, uint32_t value) noexcept

@@ -1,0 +1,26 @@
+# Tunables, each with its unit and reason.
+cdef enum:
+    # Bytes of replies built in one call. Bounds the time that one greedy
+    # connection holds the loop (some 100 us) and the memory behind a slow reader.
+    OUTPUT_LIMIT = 256 * 1024
+    # Bytes that one call reads from a socket. Larger reads cost fewer system
+    # calls and less of the processor's cache; at 256 KiB both are in balance.
+    RECEIVE_LIMIT = 256 * 1024
+    # Reads in one call while they bring nothing to answer; see receive().
+    RECEIVE_TRIES = 8
+    # Bytes of the longest reply of a built-in function: header, return_code,
+    # MsgPack head, and a slot or an error text (ERROR_TEXT at most).
+    REPLY_LIMIT = 512
+    ERROR_TEXT = 240
+    # Frames executed under one hold of the lock. Taking it costs about half of
+    # a slot read; 64 frames hold it for some 3 us, which is what a writer waits.
+    FRAMES_A_HOLD = 64
+    # Reads after a write that are made under its lock: to let go of it for each run of
+    # reads costs more than they do, where writes come often.
+    READS_A_WRITE = 16
+    # Tries of the lock before the GIL is given up (about 1 us); lock.h has those
+    # before the CPU is.
+    SPINS_WITH_GIL = 64
+    # Longest wait for the lock; then the request is answered OVERLOADED. A
+    # holder needs microseconds, so only a stopped process is waited for so long.
+    LOCK_WAIT_NS = 1_000_000_000
