@@ -12,9 +12,10 @@ declares to Cython what the other parts use of it.
     wire        integers as the wire has them, and the few types of MsgPack
     numbers     functions, return codes, states, and the counters' rows and columns
     limits      tunables, each with its unit and reason
-    counters    the histogram of service times
+    counters    histograms of service times, and sums for a scrape
+    check       laying out a store, checking and repairing it
+    scratch     memory in which chunks are received and replies are built
     arguments   what callers give, as C has it
-    check       whether a buffer holds a store, and whether it is whole
     storage     Storage: slots and a state over a buffer
     bodies      what the bodies of the built-in functions may look like
     buffer      bytes that wait, in and out
@@ -68,9 +69,10 @@ include "fastframe/counters.pxi"
 include "fastframe/limits.pxi"
 include "fastframe/lock.pxi"
 include "fastframe/slots.pxi"
-include "fastframe/storage.pxi"
-include "fastframe/arguments.pxi"
 include "fastframe/check.pxi"
+include "fastframe/scratch.pxi"
+include "fastframe/arguments.pxi"
+include "fastframe/storage.pxi"
 include "fastframe/wire.pxi"
 include "fastframe/bodies.pxi"
 include "fastframe/buffer.pxi"

@@ -1,4 +1,21 @@
-# Whether a buffer holds a store, and whether it is whole.
+# Laying out a store, checking that a buffer holds one and that it is whole, repairing it.
+
+cdef void lay_out(store_t* store, uint32_t workers, bint checked) noexcept:
+    """Makes a store of zeros."""
+    cdef slot_t* slots = slots_of(store)
+    cdef uint32_t i
+    store.version = STORE_VERSION
+    store.slots = SLOTS
+    store.slot_bytes = SLOT_BYTES
+    store.workers = workers
+    store.size = store_size(workers)
+    store.checked = checked
+    store.state = READ_WRITE
+    if checked:
+        for i in range(SLOTS):
+            slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
+    store.magic = STORE_MAGIC
+
 
 cdef store_t* checked_store(Py_buffer* view) except NULL:
     """The store in a buffer, of which the slots are there, and have hashes."""
@@ -64,3 +81,23 @@ cdef int check_slots(store_t* store) except -1:
         if not is_whole(&slots[i], i, slots[i].current & 1):
             raise ValueError(f"the store is damaged: slot {i} does not hold what was written")
     return 0
+
+
+cdef list repair_slots(store_t* store):
+    """Makes every slot whole; returns what ``Storage.repair`` returns."""
+    cdef slot_t* slots = slots_of(store)
+    cdef list damaged = []
+    cdef uint32_t i
+    cdef int whole
+    for i in range(SLOTS):
+        if has_head(&slots[i]) and is_whole(&slots[i], i, slots[i].current & 1):
+            continue
+        whole = whole_copy(&slots[i], i)
+        if whole < 0:
+            memset(&slots[i], 0, sizeof(slot_t))
+            slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
+            damaged.append((i, None))
+        else:
+            slots[i].current = <uint32_t>-whole
+            damaged.append((i, slots[i].length[whole]))
+    return damaged

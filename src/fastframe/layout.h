@@ -94,6 +94,32 @@ static inline slot_t *slots_of(store_t *store) {
     return (slot_t *)((char *)store + sizeof(store_t));
 }
 
+/* A store as one process uses it: where its parts are, and what is fixed since
+   it was attached. None of it is read from shared memory again. */
+typedef struct {
+    store_t *store;
+    slot_t *slots;
+    worker_t *areas;
+    worker_t *me; /* this worker's area */
+    uint32_t mine; /* 1 + its index: what `writer` says while it holds the lock */
+    uint32_t workers;
+    size_t size;
+    uint32_t checked;
+} handle_t;
+
+static inline handle_t attach(store_t *store, uint32_t worker) {
+    handle_t handle;
+    handle.store = store;
+    handle.slots = slots_of(store);
+    handle.areas = (worker_t *)(handle.slots + SLOTS);
+    handle.me = handle.areas + worker;
+    handle.mine = 1 + worker;
+    handle.workers = store->workers;
+    handle.size = store->size;
+    handle.checked = store->checked;
+    return handle;
+}
+
 #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define load_seq_cst(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)

@@ -45,6 +45,17 @@ cdef extern from "layout.h" nogil:
         uint32_t writer
         uint32_t state
 
+    ctypedef struct handle_t:
+        store_t* store
+        slot_t* slots
+        worker_t* areas
+        worker_t* me
+        uint32_t mine
+        uint32_t workers
+        size_t size
+        uint32_t checked
+
+    handle_t attach(store_t* store, uint32_t worker) noexcept
     size_t store_size(uint32_t workers) noexcept
     slot_t* slots_of(store_t* store) noexcept
     uint32_t load_relaxed(uint32_t* word) noexcept

@@ -64,34 +64,34 @@ static inline int release_if_owner(uint32_t *word, uint32_t owner) {
                                        __ATOMIC_RELAXED);
 }
 
-static inline int try_read(store_t *store, worker_t *me) {
-    add_seq_cst(&me->readers, 1);
-    if (load_seq_cst(&store->writer) == 0) return 1;
-    sub_release(&me->readers, 1);
+static inline int try_read(const handle_t *h) {
+    add_seq_cst(&h->me->readers, 1);
+    if (load_seq_cst(&h->store->writer) == 0) return 1;
+    sub_release(&h->me->readers, 1);
     return 0;
 }
 
-static inline void release_read(worker_t *me) { sub_release(&me->readers, 1); }
+static inline void release_read(const handle_t *h) { sub_release(&h->me->readers, 1); }
 
-static inline int readers_gone(store_t *store, worker_t *workers) {
-    for (uint32_t i = 0; i < store->workers; i++)
-        if (load_seq_cst(&workers[i].readers) != 0) return 0;
+static inline int readers_gone(const handle_t *h) {
+    for (uint32_t i = 0; i < h->workers; i++)
+        if (load_seq_cst(&h->areas[i].readers) != 0) return 0;
     return 1;
 }
 
-static inline int try_write(store_t *store, worker_t *workers, uint32_t mine) {
-    if (!try_acquire(&store->writer, mine)) return 0;
+static inline int try_write(const handle_t *h) {
+    if (!try_acquire(&h->store->writer, h->mine)) return 0;
     /* This stops new readers, and those that are inside leave within
        microseconds, unless the system has stopped one of them just there. */
     for (int spin = 0; spin < SPINS_FOR_READERS; spin++) {
-        if (readers_gone(store, workers)) return 1;
+        if (readers_gone(h)) return 1;
         spin_hint();
     }
-    store_release(&store->writer, 0);
+    store_release(&h->store->writer, 0);
     return 0;
 }
 
-static inline void release_write(store_t *store) { store_release(&store->writer, 0); }
+static inline void release_write(const handle_t *h) { store_release(&h->store->writer, 0); }
 
 static inline void pause_a_little(uint32_t *spins) {
     *spins += 1;
@@ -108,10 +108,10 @@ static inline void pause_a_little(uint32_t *spins) {
    The caller has given up the GIL. To take the lock in here would be to
    hold it while waiting for the GIL, which another thread of this process may
    keep for as long as it likes, and all workers would wait for that thread. */
-static inline void wait_for_writer(store_t *store, uint64_t deadline) {
+static inline void wait_for_writer(const handle_t *h, uint64_t deadline) {
     uint32_t spins = 0;
     pause_a_little(&spins);
-    while (load_relaxed(&store->writer) != 0 && clock_ns() < deadline)
+    while (load_relaxed(&h->store->writer) != 0 && clock_ns() < deadline)
         pause_a_little(&spins);
 }
 

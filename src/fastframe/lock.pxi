@@ -8,10 +8,48 @@
 
 cdef extern from "lock.h" nogil:
     bint release_if_owner(uint32_t* word, uint32_t owner) noexcept
-    bint try_read(store_t* store, worker_t* me) noexcept
-    void release_read(worker_t* me) noexcept
-    bint try_write(store_t* store, worker_t* workers, uint32_t mine) noexcept
-    void release_write(store_t* store) noexcept
-    void wait_for_writer(store_t* store, uint64_t deadline) noexcept
+    bint try_read(const handle_t* h) noexcept
+    void release_read(const handle_t* h) noexcept
+    bint try_write(const handle_t* h) noexcept
+    void release_write(const handle_t* h) noexcept
+    void wait_for_writer(const handle_t* h, uint64_t deadline) noexcept
     void spin_hint() noexcept
     uint64_t clock_ns() noexcept
+
+
+cdef bint acquire_read(const handle_t* h) noexcept:
+    """False: it was waited for in vain, for LOCK_WAIT_NS."""
+    cdef int _spin
+    cdef uint64_t deadline = 0
+    while True:
+        for _spin in range(SPINS_WITH_GIL):
+            if try_read(h):
+                return True
+            spin_hint()
+        if not wait_without_gil(h, &deadline):
+            return False
+
+
+cdef bint acquire_write(const handle_t* h) noexcept:
+    """False: it was waited for in vain, for LOCK_WAIT_NS."""
+    cdef int _spin
+    cdef uint64_t deadline = 0
+    while True:
+        for _spin in range(SPINS_WITH_GIL):
+            if try_write(h):
+                return True
+            spin_hint()
+        if not wait_without_gil(h, &deadline):
+            return False
+
+
+cdef bint wait_without_gil(const handle_t* h, uint64_t* deadline) noexcept:
+    """Waits for a while; False when the deadline, which the first call sets, is over."""
+    cdef uint64_t now = clock_ns()
+    if deadline[0] == 0:
+        deadline[0] = now + LOCK_WAIT_NS
+    elif now > deadline[0]:
+        return False
+    with nogil:
+        wait_for_writer(h, deadline[0])
+    return True

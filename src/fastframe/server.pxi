@@ -152,7 +152,7 @@ cdef class ServerFrames:
         """
         forbid_reentry(self.busy)
         cdef Storage storage = self.storage
-        cdef uint8_t* scratch = storage.acquire_scratch()
+        cdef uint8_t* scratch = acquire_scratch(&storage.scratch)
         cdef uint8_t* chunk = scratch + OUTPUT_LIMIT + REPLY_LIMIT
         cdef ssize_t got
         cdef size_t built
@@ -178,20 +178,20 @@ cdef class ServerFrames:
                     break
         finally:
             self.busy = False
-            storage.release_scratch(scratch)
+            release_scratch(&storage.scratch, scratch)
         return self.status
 
     def resume(self, int fd):
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
         forbid_reentry(self.busy)
-        cdef uint8_t* scratch = self.storage.acquire_scratch()
+        cdef uint8_t* scratch = acquire_scratch(&self.storage.scratch)
         self.busy = True
         try:
             self.arrived = clock_ns()
             self._send(fd, scratch, self._execute_input(scratch))
         finally:
             self.busy = False
-            self.storage.release_scratch(scratch)
+            release_scratch(&self.storage.scratch, scratch)
         return self.status
 
     def flush(self, int fd):
@@ -238,7 +238,7 @@ cdef class ServerFrames:
             Look at ``status`` after it, and go on with ``feed(b"")``.
         """
         forbid_reentry(self.busy)
-        cdef uint8_t* scratch = self.storage.acquire_scratch()
+        cdef uint8_t* scratch = acquire_scratch(&self.storage.scratch)
         cdef size_t built
         self.busy = True
         try:
@@ -251,7 +251,7 @@ cdef class ServerFrames:
             return PyBytes_FromStringAndSize(<char*>scratch, built) if built else None
         finally:
             self.busy = False
-            self.storage.release_scratch(scratch)
+            release_scratch(&self.storage.scratch, scratch)
 
     cdef inline size_t _take_in(self, const uint8_t* chunk, size_t size,
                                 uint8_t* scratch) except? 0:
@@ -259,7 +259,7 @@ cdef class ServerFrames:
         cdef size_t used
         cdef size_t built
         self.traffic_ns = self.arrived = clock_ns()
-        self.storage.me.bytes_in += size
+        self.storage.handle.me.bytes_in += size
         self.received += size
         if self.status & CLOSING:
             return 0
@@ -301,7 +301,7 @@ cdef class ServerFrames:
         used[0] = self._scan(data, size, scratch + OUTPUT_LIMIT)
         built = self.out - scratch
         self._observe()
-        self.storage.me.bytes_out += built
+        self.storage.handle.me.bytes_out += built
         if self.draining and self.received >= self.drain_at and not self.status & (MORE | CLOSING):
             self._close(CloseReason.DRAIN)
             used[0] = size
@@ -309,7 +309,7 @@ cdef class ServerFrames:
 
     cdef inline void _observe(self) noexcept:
         """Service time of a chunk's built-in frames: their replies leave together."""
-        cdef worker_t* me = self.storage.me
+        cdef worker_t* me = self.storage.handle.me
         cdef uint64_t elapsed = clock_ns() - self.arrived
         cdef int bucket = bucket_of(elapsed)
         cdef int row
@@ -353,7 +353,7 @@ cdef class ServerFrames:
                         else:
                             self._release(holds)
                             holds = HOLDS_NOTHING
-                            if may_wait and self.storage.lock_read():
+                            if may_wait and acquire_read(&self.storage.handle):
                                 holds = HOLDS_READ
                             may_wait = holds != HOLDS_NOTHING
                             held = 0
@@ -365,7 +365,7 @@ cdef class ServerFrames:
                     if holds != HOLDS_WRITE or held == FRAMES_A_HOLD:
                         self._release(holds)
                         holds = HOLDS_NOTHING
-                        if may_wait and self.storage.lock_write():
+                        if may_wait and acquire_write(&self.storage.handle):
                             holds = HOLDS_WRITE
                         may_wait = holds != HOLDS_NOTHING
                         held = 0
@@ -389,9 +389,9 @@ cdef class ServerFrames:
 
     cdef inline void _release(self, int holds) noexcept:
         if holds == HOLDS_READ:
-            self.storage.unlock_read()
+            release_read(&self.storage.handle)
         elif holds == HOLDS_WRITE:
-            self.storage.unlock_write()
+            release_write(&self.storage.handle)
 
     # Checked in this order: the body, the storage's state, the index. So a write
     # to an index that does not exist tells the state and changes nothing, which
@@ -407,12 +407,12 @@ cdef class ServerFrames:
             self._fail(request, ROW_READ, ILLEGAL_PARAMS, COLUMN_ILLEGAL, READ_PARAMS_TEXT)
         elif not locked:
             self._fail(request, ROW_READ, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
-        elif load_relaxed(&self.storage.store.state) == MAINTENANCE:
+        elif load_relaxed(&self.storage.handle.store.state) == MAINTENANCE:
             self._fail(request, ROW_READ, LOCKED, COLUMN_LOCKED, MAINTENANCE_TEXT)
         elif not 0 <= index < SLOTS:
             self._fail_index(request, ROW_READ, index)
         else:
-            slot = &self.storage.slots[index]
+            slot = &self.storage.handle.slots[index]
             length = slot_length(slot)
             text = self._put_reply(request, OK, str_head_size(length) + length)
             text = put_str_head(text, length)
@@ -437,7 +437,7 @@ cdef class ServerFrames:
         if not locked:
             self._fail(request, ROW_REPLACE, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
             return
-        state = load_relaxed(&self.storage.store.state)
+        state = load_relaxed(&self.storage.handle.store.state)
         if state == READ_ONLY:
             self._fail(request, ROW_REPLACE, READ_ONLY_CODE, COLUMN_READ_ONLY, READ_ONLY_TEXT)
         elif state == MAINTENANCE:
@@ -445,7 +445,7 @@ cdef class ServerFrames:
         elif not 0 <= index < SLOTS:
             self._fail_index(request, ROW_REPLACE, index)
         else:
-            slot_write(self.storage.store, self.storage.slots, <uint32_t>index, text, length)
+            slot_write(&self.storage.handle, <uint32_t>index, text, length)
             self._succeed(request, ROW_REPLACE)
 
     cdef void _switch(self, Request* request, bint locked) noexcept:
@@ -456,7 +456,7 @@ cdef class ServerFrames:
         elif not locked:
             self._fail(request, row, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
         else:
-            store_release(&self.storage.store.state, state)
+            store_release(&self.storage.handle.store.state, state)
             self._succeed(request, row)
 
     cdef bint _other(self, Request* request) except -1:
@@ -479,7 +479,7 @@ cdef class ServerFrames:
             self.farewell = PyBytes_FromStringAndSize(
                 <const char*>request.body - HEADER_BYTES, HEADER_BYTES
             )
-            self.storage.me.bytes_out += HEADER_BYTES
+            self.storage.handle.me.bytes_out += HEADER_BYTES
             self._close(CloseReason.SHUTDOWN)
             return False
         row = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
@@ -556,7 +556,7 @@ cdef class ServerFrames:
         self._fail(request, row, NUMBER_OUT_OF_RANGE, COLUMN_RANGE, text)
 
     cdef void _count(self, int row, int column) noexcept:
-        self.storage.me.requests[row][column] += 1
+        self.storage.handle.me.requests[row][column] += 1
         if row < FIRST_USER:  # users' calls are timed in reply()
             self.done[row] += 1
 
@@ -585,7 +585,7 @@ cdef class ServerFrames:
         if self.running == 0:
             raise RuntimeError("a reply too many: no call is running")
         cdef size_t size = PyBytes_GET_SIZE(body)
-        cdef worker_t* me = self.storage.me
+        cdef worker_t* me = self.storage.handle.me
         cdef int row = self._row(func_id)
         cdef int column = COLUMN_OK if code == OK else COLUMN_OF.get(code, COLUMN_OTHER)
         # An answer is traffic, though it is sent only at the end of the turn: the

@@ -44,14 +44,14 @@ static inline const unsigned char *slot_bytes(const slot_t *slot) {
     return slot->bytes[slot->current & 1];
 }
 
-static inline void slot_write(store_t *store, slot_t *slots, uint32_t index,
-                              const unsigned char *content, uint32_t length) {
-    slot_t *slot = &slots[index];
+static inline void slot_write(const handle_t *h, uint32_t index, const unsigned char *content,
+                              uint32_t length) {
+    slot_t *slot = &h->slots[index];
     uint32_t next = ~slot->current;
     uint32_t other = next & 1;
     copy(slot->bytes[other], content, length);
     slot->length[other] = length;
-    if (store->checked) slot->check[other] = slot_hash(index, content, length);
+    if (h->checked) slot->check[other] = slot_hash(index, content, length);
     store_release(&slot->current, next);
 }
 

@@ -23,19 +23,10 @@ cdef class Storage:
         ValueError: the buffer is too small, misaligned, or holds something else.
     """
 
-    cdef store_t* store
-    cdef worker_t* areas
-    cdef worker_t* me
-    cdef slot_t* slots
-    cdef uint32_t mine
+    cdef handle_t handle
+    cdef Scratch scratch
     cdef Py_buffer view
     cdef bint has_view
-    # Where replies are built (OUTPUT_LIMIT plus one reply), and behind it where
-    # chunks are received: shared by all connections, and so warm in the cache.
-    # Taken while in use: a thread that gives up the GIL to wait for the lock
-    # must not see another work in it.
-    cdef uint8_t* scratch
-    cdef bint scratch_taken
     # Counter row → name, of the users' functions that were given one.
     cdef readonly dict row_names
 
@@ -57,36 +48,21 @@ cdef class Storage:
             )
         if <size_t>self.view.buf % 64:
             raise ValueError("the buffer must be aligned to 64 bytes, as an mmap is")
-        self.store = <store_t*>self.view.buf
-        self.slots = slots_of(self.store)
-        self.areas = <worker_t*>(self.slots + SLOTS)
-        self.me = self.areas + worker
-        self.mine = 1 + worker
-        self.row_names = {}
-        if self.store.magic == 0:
-            self.store.version = STORE_VERSION
-            self.store.slots = SLOTS
-            self.store.slot_bytes = SLOT_BYTES
-            self.store.workers = workers
-            self.store.size = needed
-            self.store.checked = checked
-            self.store.state = READ_WRITE
-            if checked:
-                for i in range(SLOTS):
-                    self.slots[i].check[0] = slot_hash(i, self.slots[i].bytes[0], 0)
-            self.store.magic = STORE_MAGIC
-        check_header(self.store, self.view.len)
-        check_heads(self.store)
-        if self.store.workers != <uint32_t>workers:
+        cdef store_t* store = <store_t*>self.view.buf
+        if store.magic == 0:
+            lay_out(store, workers, checked)
+        check_header(store, self.view.len)
+        check_heads(store)
+        if store.workers != <uint32_t>workers:
             raise ValueError(
-                f"the store was made for {self.store.workers} workers; expected {workers}"
+                f"the store was made for {store.workers} workers; expected {workers}"
             )
-        self.scratch = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT + RECEIVE_LIMIT)
-        if self.scratch == NULL:
-            raise MemoryError
+        self.handle = attach(store, worker)
+        self.row_names = {}
+        self.scratch.shared = new_scratch()
 
     def __dealloc__(self):
-        free(self.scratch)
+        free(self.scratch.shared)
         if self.has_view:
             PyBuffer_Release(&self.view)
 
@@ -138,27 +114,9 @@ cdef class Storage:
             ValueError: it is no store of this version, or damaged elsewhere.
         """
         cdef Py_buffer view
-        cdef store_t* store
-        cdef slot_t* slots
-        cdef uint32_t i
-        cdef int whole
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
-            store = checked_store(&view)
-            slots = slots_of(store)
-            damaged = []
-            for i in range(SLOTS):
-                if has_head(&slots[i]) and is_whole(&slots[i], i, slots[i].current & 1):
-                    continue
-                whole = whole_copy(&slots[i], i)
-                if whole < 0:
-                    memset(&slots[i], 0, sizeof(slot_t))
-                    slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
-                    damaged.append((i, None))
-                else:
-                    slots[i].current = <uint32_t>-whole
-                    damaged.append((i, slots[i].length[whole]))
-            return damaged
+            return repair_slots(checked_store(&view))
         finally:
             PyBuffer_Release(&view)
 
@@ -170,7 +128,7 @@ cdef class Storage:
         """
         cdef int failed
         with nogil:
-            failed = msync(self.store, self.store.size, MS_SYNC)
+            failed = msync(self.handle.store, self.handle.size, MS_SYNC)
         if failed:
             raise OSError(errno, os.strerror(errno))
 
@@ -188,13 +146,13 @@ cdef class Storage:
         cdef int i = self._index(index)
         cdef uint8_t[SLOT_BYTES] copy
         cdef uint32_t length = 0
-        if not self.lock_read():
+        if not acquire_read(&self.handle):
             raise OverloadedError(LOCK_TEXT.decode())
-        cdef uint32_t state = load_relaxed(&self.store.state)
+        cdef uint32_t state = load_relaxed(&self.handle.store.state)
         if state != MAINTENANCE:
-            length = slot_length(&self.slots[i])
-            memcpy(copy, slot_bytes(&self.slots[i]), length)
-        self.unlock_read()
+            length = slot_length(&self.handle.slots[i])
+            memcpy(copy, slot_bytes(&self.handle.slots[i]), length)
+        release_read(&self.handle)
         if state == MAINTENANCE:
             raise LockedError(MAINTENANCE_TEXT.decode())
         return PyBytes_FromStringAndSize(<char*>copy, length)
@@ -215,13 +173,13 @@ cdef class Storage:
         cdef int i = self._index(index)
         if len(content) > SLOT_BYTES:
             raise ValueError(f"string of {len(content)} bytes is over the limit of {SLOT_BYTES}")
-        if not self.lock_write():
+        if not acquire_write(&self.handle):
             raise OverloadedError(LOCK_TEXT.decode())
-        cdef uint32_t state = load_relaxed(&self.store.state)
+        cdef uint32_t state = load_relaxed(&self.handle.store.state)
         if state == READ_WRITE:
-            slot_write(self.store, self.slots, i, <const uint8_t*>PyBytes_AS_STRING(content),
+            slot_write(&self.handle, i, <const uint8_t*>PyBytes_AS_STRING(content),
                        <uint32_t>PyBytes_GET_SIZE(content))
-        self.unlock_write()
+        release_write(&self.handle)
         if state == READ_ONLY:
             raise ReadOnlyError(READ_ONLY_TEXT.decode())
         if state == MAINTENANCE:
@@ -231,7 +189,7 @@ cdef class Storage:
     def state(self):
         """State of the storage. Once a switch has returned, no operation that it
         forbids succeeds any more, on any connection."""
-        return STATE_OF[load_seq_cst(&self.store.state)]
+        return STATE_OF[load_seq_cst(&self.handle.store.state)]
 
     def switch(self, state):
         """Switches the state; works in every state.
@@ -241,10 +199,10 @@ cdef class Storage:
             OverloadedError: the lock was not to be had within a second.
         """
         cdef uint32_t wanted = WORD_OF[State(state)]
-        if not self.lock_write():
+        if not acquire_write(&self.handle):
             raise OverloadedError(LOCK_TEXT.decode())
-        store_release(&self.store.state, wanted)
-        self.unlock_write()
+        store_release(&self.handle.store.state, wanted)
+        release_write(&self.handle)
 
     def recover(self, worker):
         """Frees what a worker that is dead left locked, and closes its connections' books.
@@ -258,20 +216,7 @@ cdef class Storage:
         Returns:
             Whether it died holding the lock.
         """
-        cdef uint32_t index = self._area(worker)
-        area = &self.areas[index]
-        cdef bint held = load_relaxed(&area.readers) != 0
-        store_release(&area.readers, 0)
-        held = release_if_owner(&self.store.writer, 1 + index) or held
-        cdef uint64_t closed = 0
-        cdef int reason
-        for reason in range(REASONS):
-            closed += area.closed[reason]
-        cdef int killed = CloseReason.KILLED
-        area.closed[killed] += area.opened - closed
-        area.tasks = 0
-        area.alive_ns = 0
-        return held
+        return recover_area(&self.handle, self._area(worker))
 
     def beat(self, double lag, uint64_t tasks):
         """The event loop of this worker ran.
@@ -281,14 +226,14 @@ cdef class Storage:
             tasks: asyncio tasks that run now.
         """
         cdef uint64_t late = <uint64_t>(lag * 1e9) if lag > 0 else 0
-        self.me.lag_buckets[bucket_of(late)] += 1
-        self.me.lag_nanoseconds += late
-        self.me.tasks = tasks
-        self.me.alive_ns = clock_ns()
+        self.handle.me.lag_buckets[bucket_of(late)] += 1
+        self.handle.me.lag_nanoseconds += late
+        self.handle.me.tasks = tasks
+        self.handle.me.alive_ns = clock_ns()
 
     def silent_seconds(self, worker):
         """Since a worker's event loop last ran; 0.0 if it never did."""
-        cdef uint64_t alive = load_counter(&self.areas[self._area(worker)].alive_ns)
+        cdef uint64_t alive = load_counter(&self.handle.areas[self._area(worker)].alive_ns)
         return (clock_ns() - alive) / 1e9 if alive else 0.0
 
     def counters(self, worker=None):
@@ -301,43 +246,11 @@ cdef class Storage:
             worker: index of the worker's area; None for the sums.
         """
         cdef uint32_t first = 0
-        cdef uint32_t last = self.store.workers
+        cdef uint32_t last = self.handle.workers
         if worker is not None:
             first = self._area(worker)
             last = first + 1
-        return self._counters(first, last)
-
-    cdef dict _counters(self, uint32_t first, uint32_t last):
-        area = self.areas
-        return {
-            "opened": self._sum(first, last, &area.opened, 1)[0],
-            "bytes_in": self._sum(first, last, &area.bytes_in, 1)[0],
-            "bytes_out": self._sum(first, last, &area.bytes_out, 1)[0],
-            "closed": self._sum(first, last, &area.closed[0], REASONS),
-            "requests": [
-                self._sum(first, last, &area.requests[row][0], CODES) for row in range(FUNCTIONS)
-            ],
-            "buckets": [
-                self._sum(first, last, &area.buckets[row][0], BUCKETS) for row in range(FUNCTIONS)
-            ],
-            "nanoseconds": self._sum(first, last, &area.nanoseconds[0], FUNCTIONS),
-            "lag_buckets": self._sum(first, last, &area.lag_buckets[0], BUCKETS),
-            "lag_nanoseconds": self._sum(first, last, &area.lag_nanoseconds, 1)[0],
-            "tasks": self._sum(first, last, &area.tasks, 1)[0],
-        }
-
-    cdef list _sum(self, uint32_t first, uint32_t last, uint64_t* words, int count):
-        """Sums each of so many words, which stand here in the first area, over the workers."""
-        cdef list sums = []
-        cdef uint64_t total
-        cdef uint32_t worker
-        cdef int i
-        for i in range(count):
-            total = 0
-            for worker in range(first, last):
-                total += load_counter(<uint64_t*>(<char*>(words + i) + worker * sizeof(worker_t)))
-            sums.append(total)
-        return sums
+        return counters_of(self.handle.areas, first, last)
 
     def row_for(self, str name not None):
         """The counter row of users' functions of this name, the same each time it is asked.
@@ -353,12 +266,12 @@ cdef class Storage:
 
     def count_opened(self):
         """A connection was accepted."""
-        self.me.opened += 1
+        self.handle.me.opened += 1
 
     def count_closed(self, reason):
         """A connection ended, for this :class:`iproto.wire.CloseReason`."""
         cdef int column = CloseReason(reason)
-        self.me.closed[column] += 1
+        self.handle.me.closed[column] += 1
 
     cdef int _index(self, index) except -1:
         index = PyNumber_Index(index)
@@ -370,61 +283,6 @@ cdef class Storage:
     cdef int _area(self, worker) except -1:
         """Index of a worker's area."""
         cdef int64_t value = as_int64(worker)
-        if not 0 <= value < self.store.workers:
-            raise ValueError(f"worker is {worker}; it must be 0..{self.store.workers - 1}")
+        if not 0 <= value < self.handle.workers:
+            raise ValueError(f"worker is {worker}; it must be 0..{self.handle.workers - 1}")
         return <int>value
-
-    cdef bint lock_read(self) noexcept:
-        cdef int _spin
-        cdef uint64_t deadline = 0
-        while True:
-            for _spin in range(SPINS_WITH_GIL):
-                if try_read(self.store, self.me):
-                    return True
-                spin_hint()
-            if not self._wait(&deadline):
-                return False
-
-    cdef void unlock_read(self) noexcept:
-        release_read(self.me)
-
-    cdef bint lock_write(self) noexcept:
-        cdef int _spin
-        cdef uint64_t deadline = 0
-        while True:
-            for _spin in range(SPINS_WITH_GIL):
-                if try_write(self.store, self.areas, self.mine):
-                    return True
-                spin_hint()
-            if not self._wait(&deadline):
-                return False
-
-    cdef bint _wait(self, uint64_t* deadline) noexcept:
-        """Gives up the GIL for a while; False when the lock was waited for long enough."""
-        cdef uint64_t now = clock_ns()
-        if deadline[0] == 0:
-            deadline[0] = now + LOCK_WAIT_NS
-        elif now > deadline[0]:
-            return False
-        with nogil:
-            wait_for_writer(self.store, deadline[0])
-        return True
-
-    cdef void unlock_write(self) noexcept:
-        release_write(self.store)
-
-    cdef uint8_t* acquire_scratch(self) except NULL:
-        cdef uint8_t* own
-        if not self.scratch_taken:
-            self.scratch_taken = True
-            return self.scratch
-        own = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT + RECEIVE_LIMIT)
-        if own == NULL:
-            raise MemoryError
-        return own
-
-    cdef void release_scratch(self, uint8_t* scratch) noexcept:
-        if scratch == self.scratch:
-            self.scratch_taken = False
-        else:
-            free(scratch)
