@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from bad_server import PATIENCE
-from iproto.blocking import Client
-from iproto.client import AsyncClient
+from iproto.client.async_client import AsyncClient
+from iproto.client.blocking_client import Client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from iproto.route import Route
+    from iproto.client.route import Route
 
 # Calls that a test may have in flight at once on either client.
 MANY = 16

@@ -24,7 +24,7 @@ import iproto
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from iproto.config import Address
+    from iproto.server.config import Address
 
 # Seconds after which a wait in a test counts as lost. Nothing waits so long.
 PATIENCE = 20.0
@@ -257,7 +257,7 @@ class ServerProcess:
         raise AssertionError(f"no line matched {pattern!r}:\n{''.join(self.log)}")
 
     def peer(self, number: int = 0) -> Peer:
-        from iproto.config import parse_address
+        from iproto.server.config import parse_address
 
         return Peer(parse_address(self.addresses[number]))
 
@@ -281,7 +281,7 @@ def serve_process(
     if "--metrics-bind" not in arguments and not bare:
         arguments = (*arguments, "--metrics-bind", "127.0.0.1:0")
     process = subprocess.Popen(
-        [sys.executable, "-m", "iproto.cli", "serve", *arguments],
+        [sys.executable, "-m", "iproto", "serve", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(env or {})},

@@ -27,8 +27,8 @@ from frame_server import FrameServer
 from harness import PATIENCE, children, serve_process, serving, wait_until
 from iproto import FuncID
 from iproto._fastframe import ROWS
-from iproto.latency import Latency
-from iproto.workload import Dealer
+from iproto.bench.latency import Latency
+from iproto.bench.workload import Dealer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from harness import Served
 
-COMMAND = (sys.executable, "-m", "iproto.cli", "bench")
+COMMAND = (sys.executable, "-m", "iproto", "bench")
 
 
 def bench(url: str, *options: str) -> subprocess.CompletedProcess[str]:

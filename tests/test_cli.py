@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def run(
     *arguments: str | bytes, url: str | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "iproto.cli", *arguments]
+    command = [sys.executable, "-m", "iproto", *arguments]
     if url is not None:
         command += ["--url", url]
     return subprocess.run(
@@ -171,7 +171,7 @@ def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...], message: str) ->
 def test_a_module_of_the_users_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import iproto\n\napp = iproto.App() / 0\n")
     ended = subprocess.run(
-        [sys.executable, "-m", "iproto.cli", "serve", "broken:app"],
+        [sys.executable, "-m", "iproto", "serve", "broken:app"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -218,8 +218,8 @@ def test_help_has_examples_and_every_command_its_own() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, iproto.cli\n"
-        "try: iproto.cli.main(['--help'])\n"
+        "import sys, iproto.cli.main\n"
+        "try: iproto.cli.main.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'asyncio', 'uvloop', 'msgpack', 'msgspec', 'prometheus_client', 'ssl'}\n"
         "print(sorted(heavy & sys.modules.keys()), file=sys.stderr)"
@@ -237,7 +237,7 @@ def test_the_version_is_told() -> None:
 def test_output_that_nobody_reads_is_no_error(served: Served) -> None:
     indexes = [str(i % 1000) for i in range(5000)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "iproto.cli", "read", *indexes, "--url", served.url],
+        [sys.executable, "-m", "iproto", "read", *indexes, "--url", served.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -252,7 +252,7 @@ def test_output_that_nobody_reads_is_no_error(served: Served) -> None:
 
 def shell(command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["/bin/sh", "-c", f"{sys.executable} -m iproto.cli {command}"],
+        ["/bin/sh", "-c", f"{sys.executable} -m iproto {command}"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -355,7 +355,7 @@ def test_serve_takes_its_settings_from_a_file(tmp_path: Path) -> None:
 def test_the_log_level_is_kept(level: str, lines: bool) -> None:
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "iproto.cli", "serve", "--log-level", level),
+            *(sys.executable, "-m", "iproto", "serve", "--log-level", level),
             *("--bind", "127.0.0.1:0", "--metrics-bind", "127.0.0.1:0"),
         ],
         stderr=subprocess.PIPE,

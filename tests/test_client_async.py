@@ -15,11 +15,11 @@ import uvloop
 from bad_server import Asked, BadServer, Peer
 from clients import READ_BYTES, until
 from frame_server import FrameServer
-from iproto.client import AsyncClient
-from iproto.connection import Connection, Link
+from iproto.client.async_client import AsyncClient
+from iproto.client.async_link import Connection, Link
+from iproto.client.route import Route
+from iproto.client.url import Target
 from iproto.errors import CallTimeoutError, ClientClosedError, ConnectionLostError
-from iproto.route import Route
-from iproto.url import Target
 from iproto.wire import Dialect
 
 if TYPE_CHECKING:

@@ -17,8 +17,10 @@ import pytest
 
 from bad_server import PATIENCE, BadServer, Peer
 from frame_server import FrameServer
-from iproto import blocking, channel, polling
-from iproto.blocking import Client
+from iproto.client import blocking_client as blocking
+from iproto.client import blocking_link as channel
+from iproto.client import polling
+from iproto.client.blocking_client import Client
 from iproto.errors import CallTimeoutError, ClientClosedError, ConnectionLostError
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ def test_a_lost_connection_is_closed_by_the_thread_that_polls_it() -> None:
 
 def test_importing_it_loads_nothing_heavy() -> None:
     heavy = {"asyncio", "msgpack", "msgspec", "ssl", "uvloop", "prometheus_client", "logging"}
-    code = f"import sys, iproto.blocking; print(sorted({heavy!r} & set(sys.modules)))"
+    code = f"import sys, iproto.client.blocking_client; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

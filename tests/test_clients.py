@@ -17,6 +17,7 @@ import pytest
 from bad_server import Asked, BadServer, Peer
 from clients import MANY, READ_BYTES, both, calling, route_of, until
 from frame_server import FrameServer
+from iproto.client.route import Backoff
 from iproto.errors import (
     CallTimeoutError,
     ClientClosedError,
@@ -37,14 +38,13 @@ from iproto.errors import (
     TextError,
     UnsupportedCommandError,
 )
-from iproto.route import Backoff
 from iproto.wire import Dialect, FuncID, Header, Response, ReturnCode, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from iproto.client import AsyncClient
+    from iproto.client.async_client import AsyncClient
 
 USER = 0x00030001
 

@@ -14,8 +14,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from iproto import Config, ConfigError, Dialect
-from iproto.config import Address, parse_address
-from iproto.settings import default, read_settings, variables
+from iproto.server.config import Address, parse_address
+from iproto.server.settings import default, read_settings, variables
 
 if TYPE_CHECKING:
     from pathlib import Path

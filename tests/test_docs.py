@@ -20,8 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
 from harness import PATIENCE, frame, serve_process, serving
-from iproto import FuncID, bench, cli, config, errors, settings
+from iproto import FuncID, errors
 from iproto._fastframe import ServerFrames
+from iproto.bench import run as bench
+from iproto.cli import main as cli
+from iproto.server import config, settings
 from test_metrics import get
 
 if TYPE_CHECKING:
@@ -467,7 +470,7 @@ def test_the_other_errors_are_all_described() -> None:
 
 def test_the_load_tests_options_and_defaults_are_those_of_the_command_line() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "iproto.cli", "bench", "--help"],
+        [sys.executable, "-m", "iproto", "bench", "--help"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -23,7 +23,7 @@ from harness import PATIENCE, Served, frame, read_frame, replace_frame, serve_pr
 from iproto import FuncID
 
 if TYPE_CHECKING:
-    from iproto.config import Address
+    from iproto.server.config import Address
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 
@@ -235,8 +235,8 @@ def test_healthz_and_readyz_follow_the_server() -> None:
 
 
 def test_healthz_tells_that_the_loop_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iproto.metrics.STUCK_AFTER", 0.05)
-    monkeypatch.setattr("iproto.pulse.PERIOD", 0.01)
+    monkeypatch.setattr("iproto.metrics.endpoint.STUCK_AFTER", 0.05)
+    monkeypatch.setattr("iproto.server.heartbeat.PERIOD", 0.01)
     app = iproto.App()
     release = threading.Event()
     app.function(0x30001, name="block")(lambda: release.wait(PATIENCE))
@@ -303,7 +303,7 @@ def test_the_endpoint_waits_after_accepting_failed(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_request_that_dribbles_in_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iproto.metrics.REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr("iproto.metrics.endpoint.REQUEST_TIMEOUT", 0.3)
     with serving(metrics_bind="127.0.0.1:0") as served:
         metrics = served.server.metrics_address
         assert metrics is not None
@@ -323,7 +323,7 @@ def test_the_threads_of_the_endpoint_are_bounded_and_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Connections over the bound wait, and are answered when others are gone."""
-    monkeypatch.setattr("iproto.metrics.REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr("iproto.metrics.endpoint.REQUEST_TIMEOUT", 1.0)
     with serving(metrics_bind="127.0.0.1:0") as served:
         metrics = served.server.metrics_address
         assert metrics is not None

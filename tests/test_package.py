@@ -72,8 +72,13 @@ def test_the_same_pythons_are_declared_tested_and_built_for() -> None:
 @pytest.mark.checkout
 def test_contributors_are_told_of_every_module() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    modules = {info.name for info in pkgutil.iter_modules(iproto.__path__)} - {"_fastframe"}
-    assert set(re.findall(r"`(\w+)\.py`", text)) >= modules
+    rows = dict(re.findall(r"^\| `(iproto/\S*)` \| (.*?) \|", text, flags=re.MULTILINE))
+    named = {
+        room + file for room, files in rows.items() for file in re.findall(r"`(\w+\.py)`", files)
+    }
+    package = pathlib.Path(iproto.__path__[0])
+    modules = {f"iproto/{path.relative_to(package)}" for path in package.rglob("*.py")}
+    assert named == {path for path in modules if not path.endswith("__init__.py")}
 
 
 # The public names.
@@ -124,13 +129,13 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_a_server_loads_neither_the_metrics_nor_msgpack_unless_it_has_them() -> None:
     """Nor does a worker, whose supervisor has the metrics: it is ready the sooner."""
     loaded = run_python(
-        "import asyncio, sys, iproto, iproto.worker\n"
+        "import asyncio, sys, iproto, iproto.workers.worker\n"
         "async def main():\n"
         "    async with iproto.Server(iproto.Config(bind='127.0.0.1:0')):\n"
         "        print(*sys.modules)\n"
         "asyncio.run(main())"
     ).split()
-    assert "iproto.server" in loaded
+    assert "iproto.server.server" in loaded
     assert not {"msgpack", "msgspec", "prometheus_client", "wsgiref"} & set(loaded)
 
 
@@ -138,7 +143,7 @@ def test_a_server_loads_neither_the_metrics_nor_msgpack_unless_it_has_them() -> 
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     printed = run_python(
         "import sys\n"
-        "from iproto.cli import main\n"
+        "from iproto.cli.main import main\n"
         "try:\n"
         f"    main({arguments!r})\n"
         "finally:\n"
@@ -146,7 +151,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     )
     text, _, loaded = printed.rpartition("LOADED ")
     assert "usage: iproto" in text
-    assert "iproto.cli" in loaded.split()
+    assert "iproto.cli.main" in loaded.split()
     assert not HEAVY & set(loaded.split())
 
 
@@ -155,8 +160,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def public_objects() -> Iterator[tuple[str, Any]]:
     """Every public class, function and method of the package, by its full name."""
-    for info in pkgutil.iter_modules(iproto.__path__):
-        module = importlib.import_module(f"iproto.{info.name}")
+    for info in pkgutil.walk_packages(iproto.__path__, "iproto."):
+        module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
                 continue

@@ -99,7 +99,7 @@ def test_the_readme_works_from_top_to_bottom(tmp_path: Path) -> None:
 def test_the_documented_ports_are_the_defaults() -> None:
     """The tests move the ports; so what is shown has to be held by itself."""
     help_text = subprocess.run(
-        [sys.executable, "-m", "iproto.cli", "serve", "--help"],
+        [sys.executable, "-m", "iproto", "serve", "--help"],
         env={**os.environ, "COLUMNS": "200"},
         capture_output=True,
         text=True,

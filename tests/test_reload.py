@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import PATIENCE, ServerProcess, children, frame, serve_process
-from iproto import Config, FuncID, ReturnCode, upgrade
+from iproto import Config, FuncID, ReturnCode
+from iproto.workers import upgrade
 from test_workers import APP, Resender, pids, supervised
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def test_with_a_wrong_file_everything_goes_on(
         else:
             file.write_text(text)
         running.process.send_signal(number)
-        line = running.wait_for(r"ERROR \S+ iproto.supervisor: (.*)")[1]
+        line = running.wait_for(r"ERROR \S+ iproto.workers: (.*)")[1]
         if number == signal.SIGHUP:
             assert line.startswith("not restarted, workers and settings stay as they are: ")
         else:
@@ -215,7 +216,7 @@ def test_what_cannot_change_is_named_and_the_rest_changes(
         )
         running.process.send_signal(number)
         for name in running_with:
-            said = running.wait_for(rf"WARNING \S+ iproto.supervisor: {name} is (.*)")[1]
+            said = running.wait_for(rf"WARNING \S+ iproto.workers: {name} is (.*)")[1]
             assert said == (
                 f"{wanted[name]} in the settings now, and cannot change while the server runs: "
                 f"{running_with[name]} stays until it is stopped and started"

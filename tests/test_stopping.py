@@ -17,8 +17,9 @@ import pytest
 
 import iproto
 from harness import PATIENCE, Peer, frame, read_frame, replace_frame, serve_process, serving
-from iproto import ConfigError, FuncID, listeners
-from iproto.config import parse_address
+from iproto import ConfigError, FuncID
+from iproto.server import listeners
+from iproto.server.config import parse_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,7 +291,7 @@ def test_an_address_in_use_is_one_line_and_exit_code_2() -> None:
         for option in ("--bind", "--metrics-bind"):
             ended = subprocess.run(
                 [
-                    *(sys.executable, "-m", "iproto.cli", "serve"),
+                    *(sys.executable, "-m", "iproto", "serve"),
                     *("--bind", "127.0.0.1:0", "--metrics-bind", "off"),
                     *(option, address),
                 ],
@@ -356,7 +357,7 @@ def test_a_path_that_cannot_be_bound_is_one_line_and_exit_code_2(kind: str, tmp_
     }[kind]
     path = f"unix:{tmp_path}/{name}"
     ended = subprocess.run(
-        [sys.executable, "-m", "iproto.cli", "serve", "--bind", path, "--metrics-bind", "off"],
+        [sys.executable, "-m", "iproto", "serve", "--bind", path, "--metrics-bind", "off"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -432,7 +433,7 @@ def test_a_start_beside_a_server_that_does_not_accept_does_not_hang(tmp_path: Pa
                 waiting.connect(path)
         ended = subprocess.run(
             [
-                *(sys.executable, "-m", "iproto.cli", "serve"),
+                *(sys.executable, "-m", "iproto", "serve"),
                 *("--bind", f"unix:{path}", "--metrics-bind", "off"),
             ],
             capture_output=True,

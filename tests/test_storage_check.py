@@ -11,8 +11,8 @@ import pytest
 
 from harness import PATIENCE
 from iproto import ConfigError, State
-from iproto.storage_check import check_file
-from iproto.storage_file import MAKING, open_storage
+from iproto.storage.check import check_file
+from iproto.storage.file import MAKING, open_storage
 from iproto.wire import SLOT_BYTES
 from test_storage import AREAS_AT, SLOT_SIZE, SLOTS_AT, STATE_AT
 from test_storage_file import FILLED, contents, filled, flip, patch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "iproto.cli", "check", *arguments],
+        [sys.executable, "-m", "iproto", "check", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -21,7 +21,7 @@ import pytest
 import iproto
 from harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process, serving, wait_until
 from iproto import ConfigError, FuncID, State
-from iproto.storage_file import MAKING, Flusher, open_storage
+from iproto.storage.file import MAKING, Flusher, open_storage
 from test_storage import AREAS_AT, SLOT_SIZE, SLOTS_AT, STATE_AT, WRITER_AT
 from test_workers import pids
 
@@ -60,7 +60,7 @@ def refused(
     many = () if workers is None else ("--workers", str(workers))
     options = ("--bind", "127.0.0.1:0", "--metrics-bind", "off", "--storage-file", str(path))
     done = subprocess.run(
-        [*through, sys.executable, "-m", "iproto.cli", "serve", *options, *many],
+        [*through, sys.executable, "-m", "iproto", "serve", *options, *many],
         capture_output=True,
         text=True,
         timeout=PATIENCE,

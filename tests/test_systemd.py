@@ -23,14 +23,16 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process
-from iproto import Config, systemd
-from iproto.cli import _parser
-from iproto.config import Address
-from iproto.settings import read_settings
+from iproto.cli.main import _parser
+from iproto.server import systemd
+from iproto.server.config import Address
+from iproto.server.settings import read_settings
 from test_docs import ROOT, section
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from iproto import Config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd runs on Linux")
 
@@ -140,7 +142,7 @@ def test_a_reload_that_is_refused_is_over_and_says_why(tmp_path: Path) -> None:
 def test_nothing_is_said_to_serve_if_it_does_not(tmp_path: Path) -> None:
     with Manager(f"{tmp_path}/notify") as manager, serve_process("--workers", "1") as other:
         done = subprocess.run(
-            [sys.executable, "-m", "iproto.cli", "serve", "--bind", other.addresses[0]],
+            [sys.executable, "-m", "iproto", "serve", "--bind", other.addresses[0]],
             env={**os.environ, **manager.variables},
             capture_output=True,
             timeout=PATIENCE,
@@ -207,7 +209,7 @@ given, *rest = sys.argv[1:]
 for position, fd in enumerate(map(int, given.split(","))):
     os.dup2(fd, 3 + position)
 os.environ["LISTEN_PID"] = os.environ.get("LISTEN_PID", str(os.getpid()))
-os.execv(sys.executable, [sys.executable, "-m", "iproto.cli", "serve", *rest])
+os.execv(sys.executable, [sys.executable, "-m", "iproto", "serve", *rest])
 """
 
 

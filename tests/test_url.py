@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
+from iproto.client.url import Target, parse_url
 from iproto.errors import ConfigError
-from iproto.url import Target, parse_url
 from iproto.wire import Dialect
 
 

@@ -30,7 +30,7 @@ from harness import (
     wait_until,
 )
 from iproto import FuncID, ReturnCode
-from iproto.config import parse_address
+from iproto.server.config import parse_address
 from test_metrics import Samples, parse, value
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def test_an_app_that_cannot_start_is_one_line_and_exit_code_2(tmp_path: Path) ->
     (tmp_path / "broken.py").write_text("app = 1 / 0\n")
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "iproto.cli", "serve", "broken:app", "--workers", "2"),
+            *(sys.executable, "-m", "iproto", "serve", "broken:app", "--workers", "2"),
             *("--bind", "127.0.0.1:0", "--metrics-bind", "off", "--log-level", "ERROR"),
         ],
         capture_output=True,
@@ -307,7 +307,7 @@ def test_two_supervisors_do_not_share_an_address() -> None:
     with supervised() as running:
         ended = subprocess.run(
             [
-                *(sys.executable, "-m", "iproto.cli", "serve", "--workers", "2"),
+                *(sys.executable, "-m", "iproto", "serve", "--workers", "2"),
                 *("--bind", running.addresses[0], "--metrics-bind", "off"),
             ],
             capture_output=True,

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gate.script import USER_FUNCTION, frame, index_of
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_TEXT, ClientFrames
-from iproto.calls import pack_args, unpack_result
+from iproto.client.arguments import pack_args, unpack_result
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

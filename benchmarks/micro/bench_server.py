@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 import iproto
 from iproto._fastframe import HAS_CALLS
 from iproto.app import CallBudget, Calls
-from iproto.metrics import StorageCollector
+from iproto.metrics.endpoint import StorageCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable

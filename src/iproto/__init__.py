@@ -13,9 +13,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from iproto._fastframe import Storage as Storage
     from iproto.app import App as App
-    from iproto.blocking import Client as Client
-    from iproto.client import AsyncClient as AsyncClient
-    from iproto.config import Config as Config
+    from iproto.client.async_client import AsyncClient as AsyncClient
+    from iproto.client.blocking_client import Client as Client
     from iproto.errors import CallTimeoutError as CallTimeoutError
     from iproto.errors import ClientClosedError as ClientClosedError
     from iproto.errors import ConfigError as ConfigError
@@ -36,8 +35,10 @@ if TYPE_CHECKING:
     from iproto.errors import TextError as TextError
     from iproto.errors import TransportError as TransportError
     from iproto.errors import UnsupportedCommandError as UnsupportedCommandError
-    from iproto.server import Server as Server
-    from iproto.server import run as run
+    from iproto.server.config import Config as Config
+    from iproto.server.server import Server as Server
+    from iproto.server.server import run as run
+    from iproto.storage.file import open_storage as open_storage
     from iproto.wire import CloseReason as CloseReason
     from iproto.wire import Dialect as Dialect
     from iproto.wire import FuncID as FuncID
@@ -49,12 +50,13 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "App": "app",
-    "AsyncClient": "client",
-    "Client": "blocking",
-    "Config": "config",
-    "Server": "server",
+    "AsyncClient": "client.async_client",
+    "Client": "client.blocking_client",
+    "Config": "server.config",
+    "Server": "server.server",
     "Storage": "_fastframe",
-    "run": "server",
+    "open_storage": "storage.file",
+    "run": "server.server",
     **dict.fromkeys(
         (
             "CloseReason",

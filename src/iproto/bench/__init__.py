@@ -1,0 +1,1 @@
+"""iproto bench: a load on a server, with every request accounted for."""

@@ -1,0 +1,1 @@
+"""The clients: asyncio and blocking twins over one codec."""

@@ -1,0 +1,111 @@
+"""What both clients share of calls: settings, arguments, results.
+
+Imports neither asyncio nor msgpack, so that the blocking client starts quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from iproto._fastframe import ClientFrames
+from iproto.client.url import Target, checked_dialect, checked_timeout, parse_url
+from iproto.errors import ConfigError, ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from iproto.wire import Dialect
+
+    Build = Callable[[ClientFrames, object, float], int]
+    """Adds a call's frames, given who waits and until when; returns their first id."""
+
+MAX_BODY = 16 * 1024 * 1024
+"""Bytes of the longest reply body that a client takes, unless told otherwise."""
+
+NIL = b"\xc0"
+"""The body of a switch."""
+
+
+def make_target(url: str, dialect: Dialect | str | None, timeout: float | None) -> Target:
+    """The URL's target, with what the client's arguments override."""
+    target = parse_url(url)
+    if dialect is not None:
+        target = replace(target, dialect=checked_dialect(dialect))
+    if timeout is not None:
+        target = replace(target, timeout=checked_timeout(timeout))
+    return target
+
+
+def checked_max_body(max_body: int) -> int:
+    """A limit for reply bodies, if it is one: 1..2**32-1 bytes."""
+    if isinstance(max_body, bool) or not isinstance(max_body, int):
+        raise TypeError(f"max_body is an int of bytes, not {type(max_body).__name__}")
+    if not 1 <= max_body < 2**32:
+        raise ConfigError(f"max_body {max_body} is out of range; use 1..{2**32 - 1} bytes")
+    return max_body
+
+
+def checked_func_id(func_id: int) -> int:
+    """A func_id, if it is one."""
+    if isinstance(func_id, bool) or not isinstance(func_id, int):
+        raise TypeError(f"a func_id is an int, not {type(func_id).__name__}")
+    if not 0 <= func_id < 2**32:
+        raise ConfigError(f"func_id {func_id:#x} is out of range; use 0..0xffffffff")
+    return func_id
+
+
+def checked_body(body: bytes) -> bytes:
+    """A request's body, if it is one."""
+    if not isinstance(body, bytes):
+        raise TypeError(f"a body is bytes (MsgPack), not {type(body).__name__}")
+    return body
+
+
+def item_list(
+    items: Mapping[int, str | bytes] | Iterable[tuple[int, str | bytes]],
+) -> list[tuple[int, str | bytes]]:
+    """The ``(index, content)`` pairs of a replace_many."""
+    pairs = list(items.items() if isinstance(items, Mapping) else items)
+    for position, pair in enumerate(pairs):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"item {position} is not a tuple (index, content): {pair!r}")
+    return pairs
+
+
+def check_build(build: Build) -> None:
+    """Raises what is wrong with a call's arguments before a connection is made for it."""
+    build(ClientFrames(mailru=False, max_body=1), None, 0.0)
+
+
+def pack_args(args: tuple[Any, ...]) -> bytes:
+    """Arguments of a user's function: one MsgPack array; datetimes as timestamps."""
+    # Not at the top: most processes make no such call.
+    if not args:
+        return b""  # which the built-in functions without arguments take too
+    import msgpack
+
+    packed: bytes = msgpack.packb(args, datetime=True)
+    return packed
+
+
+def unpack_result(func_id: int, body: bytes | None) -> Any:
+    """The result of a user's function: one MsgPack object, no more and no less.
+
+    None is the result of PING, whose reply is a header without a body.
+
+    Raises:
+        ProtocolError: the body is something else.
+    """
+    if body is None:
+        return None
+    import msgpack
+
+    try:
+        return msgpack.unpackb(body, timestamp=3, strict_map_key=False)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise ProtocolError(
+            f"reply of function {func_id:#x}: body of {len(body)} bytes is not one MsgPack "
+            f"object ({type(error).__name__}: {error}); request() gives the bytes as they are"
+        ) from None

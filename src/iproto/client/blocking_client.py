@@ -1,0 +1,294 @@
+"""The blocking client; it imports no asyncio, and so it starts quickly."""
+
+from __future__ import annotations
+
+from os import getpid
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
+from iproto.client.arguments import (
+    MAX_BODY,
+    NIL,
+    check_build,
+    checked_body,
+    checked_func_id,
+    checked_max_body,
+    item_list,
+    make_target,
+    pack_args,
+    unpack_result,
+)
+from iproto.client.blocking_link import Channel, Waiter
+from iproto.client.route import Route, reply_timeout
+from iproto.client.url import DEFAULT_URL, checked_timeout
+from iproto.wire import Dialect, FuncID, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from iproto.client.arguments import Build
+
+_T = TypeVar("_T")
+
+
+class Client:
+    """Calls a server and waits; threads may share one client, and its connection.
+
+    It connects at the first call, or at :meth:`connect`, and again when a call
+    finds the connection lost. Failed attempts are spaced, 50 ms at first and
+    5 s at last. Calls of several threads are on their way at the same time.
+
+    Every call takes ``timeout``, in seconds, over 0, at most 86400 (None: the
+    client's), for all of it: waiting for a connection, sending, and the reply.
+    Only the look-up of a host's name has the resolver's own time-out.
+    Every call may raise :class:`~iproto.errors.Error` or its subclass for the
+    reply's return code, :class:`~iproto.errors.TransportError` or a subclass if
+    no answer came, and :class:`~iproto.errors.ProtocolError` if the server broke
+    the protocol.
+
+    Args:
+        url: ``iproto://host:port?dialect=vk&timeout=5`` or
+            ``iproto+unix:///path?...``; see :func:`iproto.client.url.parse_url`.
+        dialect: vk, mailru or auto, instead of the URL's.
+        timeout: seconds, over 0, at most 86400, instead of the URL's.
+        max_body: longest reply body taken, 1..2**32-1 bytes.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        dialect: Dialect | str | None = None,
+        timeout: float | None = None,
+        max_body: int = MAX_BODY,
+    ) -> None:
+        target = make_target(url, dialect, timeout)
+        self._timeout = target.timeout
+        self._channel = Channel(Route(target, checked_max_body(max_body)))
+
+    # Calls.
+
+    def read(self, index: int, *, timeout: float | None = None) -> str:
+        """The string in a slot.
+
+        Args:
+            index: the slot, 0..999.
+            timeout: seconds for the whole call; None: the client's.
+
+        Raises:
+            OutOfRangeError: there is no such slot.
+            LockedError: the storage is in MAINTENANCE.
+            TextError: the slot's bytes are not UTF-8; see :meth:`read_bytes`.
+        """
+        text: str = self._run(lambda f, w, d: f.read(index, AS_TEXT, w, d), timeout)
+        return text
+
+    def read_bytes(self, index: int, *, timeout: float | None = None) -> bytes:
+        """The bytes in a slot, UTF-8 or not; otherwise as :meth:`read`."""
+        content: bytes = self._run(lambda f, w, d: f.read(index, AS_BYTES, w, d), timeout)
+        return content
+
+    def replace(self, index: int, content: str | bytes, *, timeout: float | None = None) -> None:
+        """Puts a string into a slot.
+
+        Args:
+            index: the slot, 0..999.
+            content: at most 256 bytes; a ``str`` goes as UTF-8.
+            timeout: seconds for the whole call; None: the client's.
+
+        Raises:
+            OutOfRangeError: there is no such slot.
+            IllegalParamsError: the content is too long.
+            ReadOnlyError, LockedError: the storage's state forbids it.
+        """
+        self._run(lambda f, w, d: f.replace(index, content, w, d), timeout)
+
+    def read_many(self, indexes: Iterable[int], *, timeout: float | None = None) -> list[str]:
+        """The strings of many slots, in one go; each as by :meth:`read`.
+
+        Args:
+            indexes: the slots, 0..999, in any order, any number of them.
+            timeout: seconds for the whole call; None: the client's.
+
+        Raises:
+            Error, TextError: of the first item that failed; ``item`` is its position.
+        """
+        texts: list[str] = self._read_many(indexes, AS_TEXT, timeout)
+        return texts
+
+    def read_many_bytes(
+        self, indexes: Iterable[int], *, timeout: float | None = None
+    ) -> list[bytes]:
+        """The bytes of many slots, UTF-8 or not; otherwise as :meth:`read_many`."""
+        contents: list[bytes] = self._read_many(indexes, AS_BYTES, timeout)
+        return contents
+
+    def replace_many(
+        self,
+        items: Mapping[int, str | bytes] | Iterable[tuple[int, str | bytes]],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Puts strings into many slots, in one go; each as by :meth:`replace`.
+
+        The items are requests of their own: if one fails, the others are done.
+
+        Args:
+            items: slot → content, or pairs of them, any number.
+            timeout: seconds for the whole call; None: the client's.
+
+        Raises:
+            Error: of the first item that failed; ``item`` is its position.
+        """
+        pairs = item_list(items)
+        if not pairs:
+            self._locked(Channel.check_open)
+            return
+        self._run(lambda f, w, d: f.replace_many(pairs, w, d), timeout)
+
+    def switch_readonly(self, *, timeout: float | None = None) -> None:
+        """Puts the storage into READ_ONLY: reads work, writes fail."""
+        self._do(FuncID.ADM_STORAGE_SWITCH_READONLY, NIL, AS_NOTHING, timeout)
+
+    def switch_readwrite(self, *, timeout: float | None = None) -> None:
+        """Puts the storage into READ_WRITE, its first state."""
+        self._do(FuncID.ADM_STORAGE_SWITCH_READWRITE, NIL, AS_NOTHING, timeout)
+
+    def switch_maintenance(self, *, timeout: float | None = None) -> None:
+        """Puts the storage into MAINTENANCE: neither reads nor writes work."""
+        self._do(FuncID.ADM_STORAGE_SWITCH_MAINTENANCE, NIL, AS_NOTHING, timeout)
+
+    def ping(self, *, timeout: float | None = None) -> None:
+        """Returns when the server has answered."""
+        self._do(FuncID.PING, b"", AS_NOTHING, timeout)
+
+    def call(self, func_id: int, *args: Any, timeout: float | None = None) -> Any:
+        """Calls one of the server's own functions.
+
+        Args:
+            func_id: the function, 0..2**32-1.
+            args: sent as one MsgPack array; aware datetimes as timestamps.
+            timeout: seconds for the whole call; None: the client's.
+
+        Returns:
+            The one MsgPack object of the reply; timestamps as datetimes in UTC.
+
+        Raises:
+            UnsupportedCommandError: there is no such function.
+            ProtocolError: the reply's body is not exactly one MsgPack object.
+        """
+        body = self._do(checked_func_id(func_id), pack_args(args), AS_BODY, timeout)
+        return unpack_result(func_id, body)
+
+    def request(self, func_id: int, body: bytes, *, timeout: float | None = None) -> Response:
+        """Sends a body as it is, and returns the response as it is.
+
+        Args:
+            func_id: the function, 0..2**32-1.
+            body: MsgPack, or whatever the function takes.
+            timeout: seconds for the whole call; None: the client's.
+
+        Returns:
+            Header, return code and body; the return code is not raised.
+        """
+        response: Response = self._do(
+            checked_func_id(func_id), checked_body(body), AS_RESPONSE, timeout
+        )
+        return response
+
+    def _read_many(self, indexes: Iterable[int], outcome: int, timeout: float | None) -> list[Any]:
+        slots = list(indexes)
+        if not slots:
+            self._locked(Channel.check_open)
+            return []
+        results: list[Any] = self._run(lambda f, w, d: f.read_many(slots, outcome, w, d), timeout)
+        return results
+
+    def _do(self, func_id: int, body: bytes, outcome: int, timeout: float | None) -> Any:
+        return self._run(lambda f, w, d: f.request(func_id, body, outcome, w, d), timeout)
+
+    def _run(self, build: Build, timeout: float | None) -> Any:
+        """One call, from its frames to its result."""
+        seconds = self._timeout if timeout is None else checked_timeout(timeout)
+        deadline = monotonic() + seconds
+        waiter = Waiter()
+        self._locked(lambda channel: _settled(channel, build, waiter, deadline, seconds))
+        if waiter.error is not None:
+            raise waiter.error
+        return waiter.result
+
+    def _locked(self, work: Callable[[Channel], _T]) -> _T:
+        """What the work returns, done with the lock of this process's channel."""
+        channel = self._channel
+        if channel.pid != getpid():
+            self._channel = channel = channel.heir()
+        return channel.locked(work)
+
+    # The connection.
+
+    @property
+    def dialect(self) -> Dialect:
+        """The server's dialect; ``auto`` until the first connection has found it."""
+        return self._channel.route.dialect
+
+    def connect(self, *, timeout: float | None = None) -> None:
+        """Connects now rather than at the first call.
+
+        Args:
+            timeout: seconds; None: the client's.
+
+        Raises:
+            ConnectError: the attempt failed.
+            CallTimeoutError: there was no connection in time.
+        """
+        seconds = self._timeout if timeout is None else checked_timeout(timeout)
+        self._locked(lambda channel: channel.opened(monotonic() + seconds, seconds))
+
+    def close(self) -> None:
+        """Closes; calls in flight and later ones raise ClientClosedError.
+
+        It may be called twice.
+        """
+        self._locked(Channel.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _settled(
+    channel: Channel, build: Build, waiter: Waiter, deadline: float, seconds: float
+) -> None:
+    """Sends a call's frames and waits until it is settled, holding the channel's lock."""
+    link = channel.link
+    if link is None or not link.is_ready():
+        channel.check_open()
+        check_build(build)
+        link = channel.opened(deadline, seconds)
+    first = build(link.frames, waiter, deadline)
+    chunks = link.chunks
+    try:
+        link.push()
+        link.wait(waiter, deadline)
+    finally:
+        if not waiter.done:
+            link.frames.forget(first)
+    if not waiter.done:
+        silent = link.chunks == chunks
+        dropped = silent and link.suspect(seconds)
+        missing = link.frames.missing
+        raise reply_timeout(channel.route.target, seconds, dropped=dropped, missing=missing)

@@ -1,0 +1,1 @@
+"""Metrics: collectors over the native counters, and their HTTP endpoint."""

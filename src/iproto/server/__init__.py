@@ -1,0 +1,1 @@
+"""The server: settings, listeners, connections, calls of user functions, start and drain."""

@@ -1,0 +1,269 @@
+"""The server's settings: one frozen, validated object.
+
+The options of ``iproto serve`` and the ``IPROTO_*`` variables are derived from
+its fields, so that each setting is written once, here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple
+
+from iproto.errors import ConfigError
+from iproto.wire import Dialect
+
+DEFAULT_PORT = 8080
+MAX_BODY_CEILING = 1 << 30
+PANIC = 60
+"""Level above CRITICAL: with it the log says nothing at all."""
+
+LOG_LEVELS = {
+    "DEBUG": logging.DEBUG,
+    "INFO": logging.INFO,
+    "WARNING": logging.WARNING,
+    "ERROR": logging.ERROR,
+    "FATAL": logging.CRITICAL,
+    "PANIC": PANIC,
+}
+
+
+class Address(NamedTuple):
+    """Where to listen: host and port, or the path of a unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, *, unix: bool = True) -> Address:
+    """Reads ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (every IPv4 interface) or ``unix:PATH``.
+
+    Args:
+        text: the address; port 0 lets the system choose one.
+        unix: whether the path of a unix socket may be given.
+
+    Raises:
+        ConfigError: the text is none of these.
+    """
+    if text.startswith("unix:"):
+        path = text[len("unix:") :]
+        if not unix:
+            raise ConfigError(f"address {text!r} must be HOST:PORT, not a unix socket")
+        if not path or len(path.encode()) > 100:
+            raise ConfigError(
+                f"address {text!r} needs a path of 1 to 100 bytes after 'unix:', "
+                "for example unix:/run/iproto.sock"
+            )
+        return Address("", 0, path)
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(
+            f"address {text!r} must be HOST:PORT with a port of 0..65535, "
+            "for example 127.0.0.1:8080, [::1]:8080 or :8080 for every IPv4 interface"
+            + (", or unix:PATH" if unix else "")
+        )
+    return Address(host, int(port))
+
+
+def _setting(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of Config.
+
+    Args:
+        default: if nobody says anything.
+        help: of its option.
+        metadata: ``metavar`` or ``choices``, for its option too; ``many``, it may be
+            given several times; ``fixed``, it cannot change while the server runs;
+            ``env``, its variables; ``command_line_default``, if it is another there.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a server.
+
+    Args:
+        bind: one address or several, each ``HOST:PORT`` or ``unix:PATH``.
+        metrics_bind: ``HOST:PORT`` for /metrics, /healthz and /readyz; None or
+            ``"off"`` for none. (``iproto serve`` has 127.0.0.1:8088 as default.)
+        dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
+        idle_timeout: seconds, over 0 and at most 86400.
+        max_body: bytes, 1024..2**30.
+        max_calls_per_connection: 1..65536; at the limit the connection is not read.
+        max_calls: 1..1000000; over it calls are answered OVERLOADED.
+        drain_timeout: seconds, 0..86400.
+        workers: 1..256, or ``"auto"``; None for no worker processes. Only
+            ``iproto serve`` starts any.
+        worker_timeout: seconds, 1..86400.
+        storage_file: path of a file to keep the storage in; None for memory
+            alone. Only ``iproto serve`` and :func:`iproto.run` open it; see
+            :func:`iproto.open_storage` for a server of your own.
+        storage_sync: seconds, 0..86400; 0 for never. Without effect without a
+            ``storage_file``.
+        backlog: 1..65535.
+        loop: ``"auto"``, ``"uvloop"`` or ``"asyncio"``; only ``iproto serve`` and
+            :func:`iproto.run` start a loop.
+        log_level: a key of ``LOG_LEVELS``; only ``iproto serve`` sets logging up.
+
+    Raises:
+        ConfigError: a value is outside what is said here.
+    """
+
+    bind: tuple[str, ...] | str = _setting(
+        (f"127.0.0.1:{DEFAULT_PORT}",),
+        "address to listen on: HOST:PORT, or unix:PATH; may be given several times",
+        metavar="ADDRESS",
+        many=True,
+        fixed=True,
+    )
+    metrics_bind: str | None = _setting(
+        None,
+        "address of /metrics, /healthz and /readyz, or 'off'",
+        metavar="HOST:PORT",
+        command_line_default="127.0.0.1:8088",
+        fixed=True,
+    )
+    dialect: Dialect | str = _setting(
+        "vk",
+        "what body_length of a response counts: the body (vk), or return_code and body (mailru)",
+        choices=("vk", "mailru"),
+    )
+    idle_timeout: float = _setting(
+        30.0,
+        "close a connection after so long without traffic, or with a frame begun and not completed",
+        metavar="SECONDS",
+    )
+    max_body: int = _setting(1 << 20, "longest request body taken", metavar="BYTES")
+    max_calls_per_connection: int = _setting(
+        64,
+        "calls of your own functions that run at once for one connection; then it is not read",
+        metavar="N",
+    )
+    max_calls: int = _setting(
+        10_000,
+        "calls of your own functions that run at once in all; more are answered OVERLOADED",
+        metavar="N",
+    )
+    drain_timeout: float = _setting(
+        10.0,
+        "on SIGTERM or SIGINT, wait at most so long for what is being answered",
+        metavar="SECONDS",
+    )
+    workers: int | str | None = _setting(
+        None,
+        "worker processes over one shared storage, kept running by a supervisor: a number, or auto "
+        "for the usable CPUs; without, this one process serves",
+        metavar="N|auto",
+        fixed=True,
+    )
+    worker_timeout: float = _setting(
+        10.0,
+        "replace a worker whose event loop has not run for so long",
+        metavar="SECONDS",
+    )
+    storage_file: str | None = _setting(
+        None,
+        "file that keeps slots and state across restarts and crashes; made if it is not there; "
+        "without, they are in memory and begin empty",
+        metavar="PATH",
+        fixed=True,
+    )
+    storage_sync: float = _setting(
+        0.0,
+        "flush the storage file to the disk every so often, and at the end; 0 leaves the moment "
+        "to the system, which matters only when that crashes or the power fails",
+        metavar="SECONDS",
+    )
+    backlog: int = _setting(
+        4096,
+        "connections that may wait to be accepted (the system may allow fewer)",
+        metavar="N",
+        fixed=True,
+    )
+    loop: str = _setting(
+        "auto",
+        "event loop; auto takes uvloop where it is installed",
+        choices=("auto", "uvloop", "asyncio"),
+    )
+    log_level: str = _setting(
+        "INFO",
+        "least severe log lines to write; LOG_LEVEL in the environment works too",
+        choices=tuple(LOG_LEVELS),
+        env=("IPROTO_LOG_LEVEL", "LOG_LEVEL"),
+    )
+
+    def __post_init__(self) -> None:
+        bind = (self.bind,) if isinstance(self.bind, str) else self.bind
+        if not isinstance(bind, (tuple, list)) or not all(isinstance(text, str) for text in bind):
+            raise ConfigError(f"bind is {bind!r}; it must be an address, or a list of addresses")
+        if not bind:
+            raise ConfigError("bind is empty; give at least one address, like 127.0.0.1:8080")
+        for text in bind:
+            parse_address(text)
+        self._put("bind", tuple(bind))
+        if self.metrics_bind in ("", "off"):
+            self._put("metrics_bind", None)
+        if self.metrics_bind is not None:
+            if not isinstance(self.metrics_bind, str):
+                raise ConfigError(
+                    f"metrics_bind is {self.metrics_bind!r}; it must be HOST:PORT, or 'off'"
+                )
+            parse_address(self.metrics_bind, unix=False)
+        if isinstance(self.dialect, Dialect):
+            self._put("dialect", self.dialect.value)
+        self._put("log_level", str(self.log_level).upper())
+        for field in dataclasses.fields(self):
+            choices = field.metadata.get("choices")
+            value = getattr(self, field.name)
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{field.name} is {value!r}; it must be one of {', '.join(choices)}"
+                )
+        self._check_range("idle_timeout", 0.001, 86_400, "seconds")
+        self._check_range("drain_timeout", 0, 86_400, "seconds")
+        self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
+        self._check_range("max_calls_per_connection", 1, 65_536, "calls")
+        self._check_range("max_calls", 1, 1_000_000, "calls")
+        self._check_range("worker_timeout", 1, 86_400, "seconds")
+        if self.workers not in (None, "auto"):
+            if isinstance(self.workers, str) and self.workers.isdecimal():
+                self._put("workers", int(self.workers))
+            self._check_range("workers", 1, 256, "processes, or 'auto'", whole=True)
+        file = self.storage_file
+        if file is not None and (not isinstance(file, str) or not file or "\0" in file):
+            raise ConfigError(f"storage_file is {self.storage_file!r}; it must be a path")
+        self._check_range("storage_sync", 0, 86_400, "seconds")
+        self._check_range("backlog", 1, 65_535, "connections")
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """``bind``, parsed."""
+        return tuple(parse_address(text) for text in self.bind)
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """``metrics_bind``, parsed."""
+        return None if self.metrics_bind is None else parse_address(self.metrics_bind, unix=False)
+
+    def _put(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_range(
+        self, name: str, low: float, high: float, unit: str, *, whole: bool = False
+    ) -> None:
+        value = getattr(self, name)
+        whole = whole or self.__dataclass_fields__[name].type == "int"
+        kinds = (int,) if whole else (int, float)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+            number = "a whole number" if whole else "a number"
+            raise ConfigError(f"{name} is {value!r}; it must be {number} of {unit}, {low}..{high}")

@@ -1,0 +1,454 @@
+"""The server: listeners, connections, limits, start and drain.
+
+``Server`` lives in a loop of the user's; ``run`` makes the loop, handles the
+signals and serves until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from functools import partial
+from typing import TYPE_CHECKING
+
+from iproto._fastframe import ServerFrames, Storage
+from iproto.errors import ConfigError
+from iproto.server import listeners, systemd
+from iproto.server.config import Address, Config
+from iproto.server.connection import Connection
+from iproto.server.heartbeat import Pulse
+from iproto.storage.file import Flusher, open_storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from types import TracebackType
+
+    from iproto.app import App, Calls, Function, Reply
+    from iproto.metrics.endpoint import MetricsEndpoint
+    from iproto.wire import CloseReason
+
+logger = logging.getLogger("iproto.server")
+
+# Connections accepted in one turn of the loop, before others get theirs.
+ACCEPTS_A_TURN = 64
+
+# Seconds without accepting when the system has no room for another connection
+# (too many open files, no memory): trying again at once would only burn CPU.
+ACCEPT_PAUSE = 0.5
+
+# Seconds that cancelled calls have to end, when the process is about to.
+CANCEL_WAIT = 1.0
+
+
+class Server:
+    """Serves the storage and users' own functions, in the running loop.
+
+    ::
+
+        async with iproto.Server(iproto.Config(bind="127.0.0.1:0")) as server:
+            print(server.addresses)
+            await server.wait_closed()
+
+    Args:
+        config: the settings; the defaults if None.
+        app: functions of the user's own. They are taken at the start;
+            registering more later has no effect.
+        storage: the slots; a fresh, private one if None. One storage may be
+            served by several servers of one process.
+        given: sockets that listen already, in place of ``config.bind``; they are
+            closed at the end, but another process that has them goes on.
+
+    Leaving ``async with`` drains the server.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        app: App | None = None,
+        storage: Storage | None = None,
+        *,
+        given: Sequence[socket.socket] | None = None,
+    ) -> None:
+        self.config = config if config is not None else Config()
+        self.storage = storage if storage is not None else Storage()
+        self.idle_timeout = self.config.idle_timeout
+        self._app = app
+        self._given = given
+        # A worker's coming and going is its supervisor's to tell.
+        self._level = logging.INFO if given is None else logging.DEBUG
+        self._functions: dict[int, Function] = {}
+        self._rows: dict[int, int] = {}
+        self._make_calls: Callable[[Reply], Calls] | None = None
+        self._listeners: list[socket.socket] = []
+        self._connections: set[Connection] = set()
+        self._all_closed = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._metrics: MetricsEndpoint | None = None
+        self._pulse: Pulse | None = None
+        self._accepting = False
+        self._draining = False
+
+    # What a user may ask.
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where the server listens, with the ports that the system chose for port 0."""
+        return tuple(listeners.address_of(listener) for listener in self._listeners)
+
+    @property
+    def metrics_address(self) -> Address | None:
+        """Where the metrics are; None if they are off."""
+        return None if self._metrics is None else self._metrics.address
+
+    @property
+    def ready(self) -> bool:
+        """Whether connections are accepted: started, and not draining."""
+        return self._accepting and not self._draining
+
+    @property
+    def silent_seconds(self) -> float:
+        """Since the event loop last ran, as /healthz judges it."""
+        return 0.0 if self._pulse is None else self._pulse.silent_seconds
+
+    @property
+    def connection_count(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
+    # Start.
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.drain()
+
+    async def start(self) -> None:
+        """Listens on every address of the configuration.
+
+        Raises:
+            ConfigError: an address cannot be listened on; nothing is left open.
+            RuntimeError: the server was started before.
+        """
+        if self._accepting or self._draining:
+            raise RuntimeError("this server was started before; make a new one")
+        loop = asyncio.get_running_loop()
+        self._load_functions()
+        metrics_address = self.config.metrics_address
+        if metrics_address is not None:
+            # Not at the top: a third of all imports, and a worker serves no metrics.
+            from iproto.metrics.endpoint import MetricsEndpoint
+        try:
+            if self._given is not None:
+                self._listeners.extend(self._given)
+            else:
+                for address in self.config.addresses:
+                    self._listeners += listeners.listen(address, self.config.backlog)
+            self._pulse = Pulse(self.storage, loop)
+            if metrics_address is not None:
+                self._metrics = MetricsEndpoint(metrics_address, self)
+        except BaseException:
+            self._close_listeners()
+            self._stop_pulse()
+            raise
+        for listener in self._listeners:
+            self._watch_listener(listener)
+        self._accepting = True
+        logger.log(
+            self._level,
+            "serving %s (dialect %s, %d functions of your own)%s",
+            ", ".join(map(str, self.addresses)),
+            self.config.dialect,
+            len(self._functions),
+            f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
+        )
+
+    def _load_functions(self) -> None:
+        """Gives each of the users' functions its counter row, while there are rows."""
+        if self._app is None:
+            return
+        from iproto.app import CallBudget, Calls  # msgspec is only for these
+
+        self._functions = self._app.functions
+        self._rows = {
+            func_id: self.storage.row_for(function.name)
+            for func_id, function in self._functions.items()
+        }
+        self._make_calls = partial(Calls, self._functions, CallBudget(self.config.max_calls))
+
+    # Connections.
+
+    def accept_at(self, more: Iterable[socket.socket]) -> None:
+        """Accepts at further listening sockets, until ``leave``."""
+        for listener in more:
+            if self.ready and listener not in self._listeners:
+                self._listeners.append(listener)
+                self._watch_listener(listener)
+
+    def leave(self, listeners_of_others: Iterable[socket.socket]) -> None:
+        """Accepts no more at these; the sockets stay open."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners_of_others:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+                loop.remove_reader(listener.fileno())
+
+    def _watch_listener(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listener.fileno(), self._accept, listener, loop)
+
+    def _accept(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes in the connections that wait."""
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, _peer = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                logger.error(
+                    "cannot accept on %s: %s; trying again in %g s",
+                    listeners.address_of(listener),
+                    error.strerror,
+                    ACCEPT_PAUSE,
+                )
+                loop.remove_reader(listener.fileno())
+                loop.call_later(ACCEPT_PAUSE, self._watch_listener, listener)
+                return
+            self._open(sock, loop)
+
+    def _open(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # it may be reset already, which a read will tell
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        frames = ServerFrames(
+            self.storage,
+            mailru=self.config.dialect == "mailru",
+            max_body=self.config.max_body,
+            max_calls=self.config.max_calls_per_connection,
+            functions=self._rows,
+        )
+        self._connections.add(Connection(self, sock, frames, self._make_calls, loop))
+        self.storage.count_opened()
+        logger.debug("connection %d opened", sock.fileno())
+
+    def closed(self, connection: Connection, reason: CloseReason) -> None:
+        """A connection says that it is closed."""
+        self._connections.discard(connection)
+        logger.debug("connection %d closed: %s", connection.fileno, reason.name)
+        self.storage.count_closed(reason)
+        if not self._connections:
+            self._all_closed.set()
+
+    # Stop.
+
+    async def wait_closed(self) -> None:
+        """Waits until the server has been drained or closed."""
+        await self._stopped.wait()
+
+    async def drain(self, timeout: float | None = None, *, accept: bool = True) -> bool:
+        """Stops accepting, answers every request already received, closes.
+
+        Args:
+            timeout: seconds that this may take, then what is open is aborted;
+                None for the configuration's ``drain_timeout``.
+            accept: whether connections that wait to be accepted are served too;
+                False if another process accepts them.
+
+        Returns:
+            Whether everything was answered in time.
+        """
+        if self._stopped.is_set():
+            return True
+        if not self._draining:
+            self._draining = True
+            logger.log(self._level, "draining %d connections", len(self._connections))
+            if accept:
+                self._accept_the_rest()
+            self._close_listeners()
+            for connection in list(self._connections):
+                connection.drain()
+        clean = await self._connections_closed(
+            self.config.drain_timeout if timeout is None else timeout
+        )
+        if not clean:
+            owed = sum(not connection.owes_nothing for connection in self._connections)
+            clean = owed == 0
+            if owed:
+                logger.warning("aborting %d connections that were not done in time", owed)
+        await self.close()
+        return clean
+
+    async def close(self) -> None:
+        """Closes everything at once; replies that were not sent yet are lost."""
+        self._draining = True
+        self._close_listeners()
+        for connection in list(self._connections):
+            connection.abort()
+        await self._connections_closed(None)
+        self._stop_pulse()
+        if self._metrics is not None:
+            metrics, self._metrics = self._metrics, None
+            await metrics.close()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            logger.log(self._level, "stopped")
+
+    def _accept_the_rest(self) -> None:
+        """Takes in the connections that the system has accepted and we have not.
+
+        Closing the listener would reset them, with the requests that they may
+        have sent already.
+        """
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            with contextlib.suppress(OSError):  # EAGAIN: none is left. Else: none can be had.
+                while True:
+                    self._open(listener.accept()[0], loop)
+
+    async def _connections_closed(self, timeout: float | None) -> bool:
+        if not self._connections:
+            return True
+        self._all_closed.clear()
+        try:
+            await asyncio.wait_for(self._all_closed.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    def _close_listeners(self) -> None:
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            loop.remove_reader(listener.fileno())
+            if self._given is None:
+                listeners.close(listener)
+            else:
+                listener.close()  # another process has it too, and goes on with it
+        self._listeners.clear()
+
+    def _stop_pulse(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
+
+
+def run(config: Config, app: App | None = None, storage: Storage | None = None) -> int:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal ends at once.
+
+    Args:
+        config, app, storage: as for :class:`Server`; the storage is that in
+            ``config.storage_file``, if one is named.
+
+    Returns:
+        The exit code: 0 after a clean drain, 1 if the drain timed out,
+        128 + the signal's number after a second signal.
+
+    Raises:
+        ConfigError: an address cannot be listened on, the loop is not to be had,
+            or the storage file cannot be used, or there is a storage beside it.
+    """
+    with contextlib.ExitStack() as stack:
+        if config.storage_file is not None:
+            if storage is not None:
+                raise ConfigError("give a storage or a storage_file, not both")
+            storage = stack.enter_context(open_storage(config.storage_file)).storage
+            stack.enter_context(Flusher(storage, config.storage_sync))
+        return run_in_loop(
+            new_loop(config.loop), lambda: _serve_until_signal(_given_server(config, app, storage))
+        )
+
+
+def _given_server(config: Config, app: App | None, storage: Storage | None) -> Server:
+    """A server at the sockets that systemd passes, if it does."""
+    server = Server(config, app, storage, given=systemd.given_listeners() or None)
+    server._level = logging.INFO  # nobody else tells where it serves
+    return server
+
+
+def run_in_loop(
+    loop: asyncio.AbstractEventLoop, main: Callable[[], Coroutine[None, None, int]]
+) -> int:
+    """Runs a program in a fresh loop, to its exit code, and leaves nothing behind."""
+    asyncio.set_event_loop(loop)
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        try:
+            _cancel_all_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+
+async def _serve_until_signal(server: Server) -> int:
+    loop = asyncio.get_running_loop()
+    first: asyncio.Future[int] = loop.create_future()
+    second: asyncio.Future[int] = loop.create_future()
+
+    def on_signal(number: int) -> None:
+        for future in (first, second):
+            if not future.done():
+                future.set_result(number)
+                return
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, int(number))
+    await server.start()
+    systemd.notify("READY=1", f"STATUS=serving {', '.join(map(str, server.addresses))}")
+    watchdog = asyncio.ensure_future(systemd.feed_watchdog())
+    name = signal.Signals(await first).name
+    systemd.notify("STOPPING=1", "STATUS=draining")
+    logger.info(
+        "%s: draining, at most %g s; a second signal ends at once",
+        name,
+        server.config.drain_timeout,
+    )
+    drain = asyncio.ensure_future(server.drain())
+    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    watchdog.cancel()
+    if drain.done():
+        return 0 if drain.result() else 1
+    drain.cancel()
+    await server.close()
+    return 128 + second.result()
+
+
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    """A loop of the kind that the settings name.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if name in ("auto", "uvloop"):
+        try:
+            import uvloop  # optional, and slow to import
+
+            return uvloop.new_event_loop()
+        except ImportError:
+            if name == "uvloop":
+                raise ConfigError(
+                    "loop is 'uvloop', which is not installed here; pip install uvloop, "
+                    "or use loop 'asyncio'"
+                ) from None
+    return asyncio.new_event_loop()
+
+
+def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancels what is left of users' functions; those that will not end are left behind."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        _, stubborn = loop.run_until_complete(asyncio.wait(tasks, timeout=CANCEL_WAIT))
+        for task in stubborn:
+            logger.warning("a call does not end though it was cancelled: %s", task.get_coro())

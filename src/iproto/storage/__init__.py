@@ -1,0 +1,1 @@
+"""The storage in a file: opening, checking, flushing and repairing it."""

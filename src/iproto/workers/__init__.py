@@ -1,0 +1,1 @@
+"""Worker processes over one storage, and the supervisor that keeps them running."""

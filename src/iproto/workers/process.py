@@ -1,0 +1,146 @@
+"""Starting a worker process; what a supervisor knows of it, and of the position that it is at."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from iproto.workers.worker import ORDERS, Orders
+
+if TYPE_CHECKING:
+    from iproto.server.config import Config
+
+# Seconds beyond the drain time-out until a worker that drains is killed.
+DRAIN_GRACE = 2.0
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        position: 0..workers-1; the next worker at this position takes its place.
+        area: its area in the storage.
+        pid: the process.
+        control: our end of the socket pair.
+        drain_timeout: seconds, from the settings that it was started with.
+    """
+
+    def __init__(
+        self, position: int, area: int, pid: int, control: socket.socket, drain_timeout: float
+    ) -> None:
+        self.position = position
+        self.area = area
+        self.pid = pid
+        self.control = control
+        self.drain_timeout = drain_timeout
+        # Kept for its destructor, which would wait for the process in our place.
+        self.process: subprocess.Popen[bytes] | None = None
+        self.exit_code: int | None = None
+        self.begun = time.monotonic()
+        self.ready = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.retiring = False
+        self.covers: set[int] = set()  # positions whose listeners it serves beside its own
+
+    @property
+    def drain_limit(self) -> float:
+        """Seconds after which a drain has failed."""
+        return self.drain_timeout + DRAIN_GRACE
+
+    def order(self, word: str, position: int | None = None) -> None:
+        """Tells the worker something; a worker that is just dying does not hear it."""
+        line = word if position is None else f"{word} {position}"
+        with contextlib.suppress(OSError):
+            self.control.send(line.encode() + b"\n")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal; the process is our child, so the number is still its own."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        self.signal(signal.SIGKILL)
+
+
+class Position:
+    """What is known of a position beyond the worker that is there now."""
+
+    def __init__(self) -> None:
+        self.restarts = 0  # workers that died and were replaced
+        self.delay = 0.0  # seconds before the next start
+        self.timer: asyncio.TimerHandle | None = None  # of a start that is delayed
+        self.cpu_seconds = 0.0  # of the workers that are gone
+        self.cpu_shown = 0.0  # the most that was ever shown
+
+
+def launch(
+    config: Config,
+    app: str,
+    *,
+    position: int,
+    area: int,
+    areas: int,
+    memory: int,
+    listeners: list[list[int]],
+) -> Worker:
+    """Starts a worker process.
+
+    Args:
+        config: the settings that it serves with.
+        app: ``MODULE:APP``, or empty.
+        position, area, areas, listeners: see :class:`iproto.workers.worker.Orders`.
+        memory: descriptor of the storage's memory.
+
+    Raises:
+        OSError: the system has no room for another process, or no descriptors.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs, contextlib.ExitStack() as unless_started:
+        unless_started.enter_context(ours)
+        orders = Orders(
+            config={**dataclasses.asdict(config), "metrics_bind": None},
+            app=app,
+            areas=areas,
+            area=area,
+            storage=memory,
+            position=position,
+            listeners=listeners,
+            control=theirs.fileno(),
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "iproto.workers.worker"],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, ORDERS: json.dumps(orders._asdict())},
+            pass_fds={memory, theirs.fileno(), *(fd for fds in listeners for fd in fds)},
+            start_new_session=True,  # Ctrl-C is for the supervisor, which tells the workers
+        )
+        unless_started.pop_all()
+    ours.setblocking(False)
+    worker = Worker(position, area, process.pid, ours, config.drain_timeout)
+    worker.process = process
+    return worker
+
+
+def process_figures(pid: int) -> tuple[float, int]:
+    """CPU seconds used and resident bytes of a process; zeros where the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0
+    ticks = int(stat[11]) + int(stat[12])
+    return ticks / os.sysconf("SC_CLK_TCK"), int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def manner_of_end(code: int) -> str:
+    """How a process ended, for the log, by its exit code."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

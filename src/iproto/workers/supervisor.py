@@ -1,0 +1,312 @@
+"""Worker processes over one shared storage, and the process that keeps them running.
+
+The supervisor serves no traffic. It owns the listening sockets, the storage's
+memory and the metrics endpoint; workers are fresh interpreters that inherit
+them. What each event leads to:
+
+- A worker dies (pool.py): what it held of the lock is freed (Storage.recover),
+  and another starts in its place, at once, or after a growing delay if it died
+  young and others serve. Connections that wait at its listeners are not lost: the
+  supervisor holds the sockets open, and another worker accepts them meanwhile.
+- A worker's event loop does not run any more: it is killed, and so replaced.
+- SIGHUP: a rolling restart (restart.py). For one worker after the other a fresh
+  one starts beside it, at the same listeners, with the settings as they are now;
+  when that is ready, the old one retires.
+- SIGUSR2: an upgrade. The process becomes the program as it is installed now
+  (upgrade.py), keeping storage, listeners and workers, and restarts these one
+  after the other.
+- SIGTERM, SIGINT: all workers drain. A second signal kills them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import mmap
+import os
+import signal
+import socket
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from iproto._fastframe import Storage
+from iproto.errors import ConfigError
+from iproto.metrics.endpoint import MetricsEndpoint, WorkersCollector
+from iproto.server import listeners, startup, systemd
+from iproto.server.server import run_in_loop
+from iproto.server.settings import differences
+from iproto.storage.file import Flusher, open_storage
+from iproto.workers import upgrade
+from iproto.workers.cpus import usable_cpus
+from iproto.workers.pool import Pool, area_count
+from iproto.workers.process import DRAIN_GRACE, Worker
+from iproto.workers.restart import Restarts
+from iproto.workers.upgrade import Inheritance, InheritedWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from iproto.server.config import Config
+
+logger = logging.getLogger("iproto.workers")
+
+
+class Supervisor:
+    """Keeps the workers running, from ``run`` to its end.
+
+    Args:
+        config: the settings; ``workers`` is a number or ``"auto"``.
+        app: ``MODULE:APP``, or empty.
+        read, command_line: as for :class:`iproto.workers.restart.Restarts`.
+        inheritance: what the program before this one left, after an upgrade.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        app: str,
+        read: Callable[[], Config],
+        command_line: Sequence[str],
+        inheritance: Inheritance | None,
+    ) -> None:
+        self._restarts = Restarts(self, read, command_line)
+        self._inherited = inheritance
+        if inheritance is not None:
+            count = len(inheritance.positions)
+            memory = inheritance.memory
+        else:
+            count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
+            if config.storage_file is not None:
+                memory = open_storage(config.storage_file, area_count(count)).fd
+            else:
+                memory = _shared_memory(Storage.size_for(area_count(count)))
+        storage = Storage(mmap.mmap(memory, 0), workers=area_count(count), worker=0)
+        self.pool = Pool(config, app, storage, memory, count)
+        self.flusher = Flusher(storage, config.storage_sync) if config.storage_file else None
+
+    async def run(self) -> int:
+        """Starts the workers and keeps them running until told to stop.
+
+        Returns:
+            The exit code: 0 if all drained in time, 1 if not, 2 if the first
+            workers could not start, 128 + the number of a second signal.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        loop = asyncio.get_running_loop()
+        pool = self.pool
+        signals: asyncio.Queue[int] = asyncio.Queue()
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(ending, signals.put_nowait, int(ending))
+        restarts = self._restarts
+        loop.add_signal_handler(signal.SIGHUP, restarts.roll)
+        loop.add_signal_handler(signal.SIGUSR2, restarts.upgrade)
+        loop.add_signal_handler(signal.SIGCHLD, pool.reap)
+        upgrade.release_signals()
+        metrics = None
+        watch = asyncio.ensure_future(pool.watch())
+        watchdog = asyncio.ensure_future(systemd.feed_watchdog())
+        try:
+            if self._inherited is not None:
+                self._inherit(self._inherited)
+            else:
+                self._listen()
+            if pool.config.metrics_address is not None:
+                metrics = MetricsEndpoint(
+                    pool.config.metrics_address, pool, [WorkersCollector(pool.figures)]
+                )
+            if not await self._start_all(signals):
+                return pool.failure if pool.failure is not None else await self._stop(0, signals)
+            logger.info(
+                "serving %s (dialect %s, %d workers)%s",
+                self._where,
+                pool.config.dialect,
+                pool.count,
+                f", metrics on http://{metrics.address}/metrics" if metrics else "",
+            )
+            systemd.notify("READY=1", f"STATUS={self.status}")
+            if self._inherited is not None:
+                restarts.roll()
+            return await self._stop(await signals.get(), signals)
+        finally:
+            watch.cancel()
+            watchdog.cancel()
+            await self._kill_all()
+            for sockets in pool.listeners:
+                for sock in sockets:
+                    sock.close() if systemd.is_given(sock) else listeners.close(sock)
+            if metrics is not None:
+                await metrics.close()
+            logger.info("stopped")
+
+    @property
+    def status(self) -> str:
+        """In a few words, what the workers do."""
+        return f"serving {self._where} with {self.pool.count} workers"
+
+    @property
+    def _where(self) -> str:
+        return ", ".join(str(listeners.address_of(sockets[0])) for sockets in self.pool.listeners)
+
+    def _listen(self) -> None:
+        pool = self.pool
+        pool.listeners += [[sock] for sock in systemd.given_listeners()]
+        if pool.listeners:
+            return
+        for address in pool.config.addresses:
+            pool.listeners.append(listeners.listen(address, pool.config.backlog, copies=pool.count))
+
+    async def _start_all(self, signals: asyncio.Queue[int]) -> bool:
+        """Whether all first workers are ready; no if one cannot start, or at a signal."""
+        pool = self.pool
+        for position in range(pool.count):
+            if not any(worker.position == position for worker in pool.workers):
+                pool.fill(position)
+        while not pool.started:
+            if pool.failure is not None or not signals.empty():
+                return False
+            await pool.change()
+            ready = {worker.position for worker in pool.workers if worker.ready.is_set()}
+            pool.started = len(ready) == pool.count
+        pool.cover()
+        return True
+
+    async def _stop(self, number: int, signals: asyncio.Queue[int]) -> int:
+        """All workers drain; those that take too long are killed."""
+        pool = self.pool
+        pool.stopping = True
+        self._restarts.cancel()
+        systemd.notify("STOPPING=1", "STATUS=draining")
+        # Not all may have been started with the same settings.
+        limit = max((w.drain_timeout for w in pool.workers), default=pool.config.drain_timeout)
+        if number:
+            logger.info(
+                "%s: draining, at most %g s; a second signal ends at once",
+                signal.Signals(number).name,
+                limit,
+            )
+        # One that is not ready has nothing to drain, and no handler yet: it just dies.
+        draining = [worker for worker in pool.workers if worker.ready.is_set()]
+        for worker in pool.workers:
+            worker.signal(signal.SIGTERM)
+        deadline = time.monotonic() + limit + DRAIN_GRACE
+        while pool.workers:
+            if not signals.empty():
+                return 128 + signals.get_nowait()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                logger.warning("killing %d workers that were not done in time", len(pool.workers))
+                return 1
+            await pool.change(left)
+        return 0 if all(worker.exit_code == 0 for worker in draining) else 1
+
+    async def _kill_all(self) -> None:
+        self.pool.stopping = True
+        self._restarts.cancel()
+        for worker in self.pool.workers:
+            worker.kill()
+        while self.pool.workers:
+            await self.pool.change()
+
+    # Settings, and the next program.
+
+    def accept(self, config: Config) -> None:
+        """Makes these the settings in force, for a worker with them was ready."""
+        changed = differences(config, self.pool.config)
+        if not changed:
+            return
+        logger.info("settings changed: %s", changed)
+        self.pool.config = config
+        startup.set_log_level(config.log_level)
+        if self.flusher is not None:
+            self.flusher.change(config.storage_sync)
+
+    def inheritance(self) -> Inheritance:
+        """What another program needs to take over from this one."""
+        pool = self.pool
+        return Inheritance(
+            memory=pool.memory,
+            areas=area_count(pool.count),
+            listeners=[[sock.fileno() for sock in group] for group in pool.listeners],
+            workers=[
+                InheritedWorker(
+                    position=worker.position,
+                    area=worker.area,
+                    pid=worker.pid,
+                    control=worker.control.fileno(),
+                    ready=worker.ready.is_set(),
+                    drain_timeout=worker.drain_timeout,
+                )
+                for worker in pool.workers
+            ],
+            positions=[(known.restarts, known.cpu_seconds) for known in pool.positions],
+            rows={str(row): name for row, name in pool.storage.row_names.items()},
+            settings=dataclasses.asdict(pool.config),
+        )
+
+    def _inherit(self, inheritance: Inheritance) -> None:
+        """Takes over what the program before this one left."""
+        pool = self.pool
+        pool.started = True
+        pool.listeners += [
+            [socket.socket(fileno=fd) for fd in group] for group in inheritance.listeners
+        ]
+        for known, (restarts, cpu_seconds) in zip(
+            pool.positions, inheritance.positions, strict=True
+        ):
+            known.restarts = restarts
+            known.cpu_seconds = cpu_seconds
+        for left in inheritance.workers:
+            control = socket.socket(fileno=left.control)
+            worker = Worker(left.position, left.area, left.pid, control, left.drain_timeout)
+            if left.ready:
+                worker.ready.set()
+            pool.take_on(worker)
+        pool.name_rows(inheritance.rows)
+        pool.reap()  # those that died meanwhile
+
+
+def run(
+    config: Config,
+    app: str,
+    read: Callable[[], Config],
+    command_line: Sequence[str],
+    *,
+    inheritance: Inheritance | None = None,
+) -> int:
+    """Serves with worker processes until SIGTERM or SIGINT.
+
+    Args:
+        config: the settings.
+        app: ``MODULE:APP``, or empty.
+        read, command_line: as for :class:`iproto.workers.restart.Restarts`.
+        inheritance: what the program before this one left, after an upgrade.
+
+    Returns:
+        The exit code; see :meth:`Supervisor.run`.
+
+    Raises:
+        ConfigError: an address cannot be listened on, or the storage file cannot be used.
+    """
+    supervisor = Supervisor(config, app, read, command_line, inheritance)
+    with supervisor.flusher or contextlib.nullcontext():
+        return run_in_loop(asyncio.new_event_loop(), supervisor.run)
+
+
+def _shared_memory(size: int) -> int:
+    """Descriptor of memory that child processes can map; it goes when they all do."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("iproto-storage", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    try:
+        os.ftruncate(fd, size)
+    except OSError as error:
+        os.close(fd)
+        raise ConfigError(f"cannot make {size} bytes of shared memory: {error.strerror}") from None
+    return fd

@@ -1,0 +1,131 @@
+"""A worker process: a server over what its supervisor hands it.
+
+Started by supervisor.py as ``python -m iproto.workers.worker``, a fresh interpreter. It
+inherits the listening sockets, the storage's memory, and one end of a socket
+pair. Over that it says when it is ready; it is told there to retire; and when
+the other end closes, the supervisor is gone, and the worker drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import mmap
+import os
+import signal
+import socket
+import sys
+from typing import Any, NamedTuple
+
+from iproto._fastframe import Storage
+from iproto.errors import ConfigError
+from iproto.server.config import Config
+from iproto.server.server import Server, new_loop, run_in_loop
+from iproto.server.startup import leave, load_app, set_up_logging
+
+logger = logging.getLogger("iproto.workers")
+
+ORDERS = "IPROTO_WORKER"
+"""The variable that holds a worker's Orders, as JSON."""
+
+RETIRE = "retire"
+"""Tells a worker to drain, for another has taken its place at the listeners."""
+
+ACCEPT = "accept"
+"""Tells a worker, with a position, to accept at that position's listeners too."""
+
+LEAVE = "leave"
+"""Tells a worker, with a position, to leave these to their own worker again."""
+
+EXIT_USAGE = 2
+
+
+class Orders(NamedTuple):
+    """What a worker is started with; file descriptors are inherited.
+
+    Args:
+        config: the fields of the Config.
+        app: ``MODULE:APP``, or empty.
+        areas: worker areas in the storage.
+        area: the worker's own.
+        storage: descriptor of the storage's memory.
+        position: the worker's own position.
+        listeners: descriptors of the listening sockets, by position.
+        control: descriptor of the socket to the supervisor.
+    """
+
+    config: dict[str, Any]
+    app: str
+    areas: int
+    area: int
+    storage: int
+    position: int
+    listeners: list[list[int]]
+    control: int
+
+
+def main() -> int:
+    """Runs the worker that the environment describes; returns the exit code."""
+    orders = Orders(**json.loads(os.environ.pop(ORDERS)))
+    config = Config(**orders.config)
+    set_up_logging(config.log_level)
+    try:
+        app = load_app(orders.app) if orders.app else None
+        memory = mmap.mmap(orders.storage, 0)
+        queues = [[socket.socket(fileno=fd) for fd in fds] for fds in orders.listeners]
+        server = Server(
+            config,
+            app,
+            Storage(memory, workers=orders.areas, worker=orders.area),
+            given=queues[orders.position],
+        )
+        with socket.socket(fileno=orders.control) as control:
+            code = run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
+        return leave(code)
+    except ConfigError as error:
+        print(f"iproto: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+async def _serve(server: Server, control: socket.socket, queues: list[list[socket.socket]]) -> int:
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[bool] = loop.create_future()
+
+    def decide(accept: bool) -> None:
+        if not stop.done():
+            stop.set_result(accept)
+
+    def on_control() -> None:
+        try:
+            said = control.recv(4096)
+        except ConnectionError:  # it died before it read that we are ready
+            said = b""
+        if not said:
+            loop.remove_reader(control.fileno())
+            logger.warning("the supervisor is gone; draining")
+            decide(accept=True)
+        for order in said.decode().splitlines():
+            word, _, position = order.partition(" ")
+            if word == RETIRE:
+                decide(accept=False)
+            elif word == ACCEPT:
+                server.accept_at(queues[int(position)])
+            elif word == LEAVE:
+                server.leave(queues[int(position)])
+
+    control.setblocking(False)
+    loop.add_reader(control.fileno(), on_control)
+    loop.add_signal_handler(signal.SIGTERM, decide, True)
+    loop.add_signal_handler(signal.SIGINT, decide, True)
+    await server.start()
+    ready = {"rows": server.storage.row_names}
+    with contextlib.suppress(ConnectionError):  # it is gone, which on_control hears too
+        control.sendall(json.dumps(ready).encode() + b"\n")
+    accept = await stop
+    return 0 if await server.drain(accept=accept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
