@@ -24,17 +24,21 @@ serve: $(BUILT) ## Build, and serve on 127.0.0.1:8080 with metrics on 127.0.0.1:
 test: $(BUILT) ## Build, and run all tests
 	$(BIN)/python -m pytest
 
+.PHONY: smoke
+smoke: $(BUILT) ## Build, and run the quick test files of tests/smoke.txt: half a minute
+	$(BIN)/python -m pytest -q -x $$(cat tests/smoke.txt)
+
 SECONDS ?= 60
 
 .PHONY: soak
 soak: $(BUILT) ## Kill workers under load for SECONDS, and check every slot's history
-	$(BIN)/python tests/soak.py --seconds $(SECONDS)
+	$(BIN)/python -m tests.workers.soak --seconds $(SECONDS)
 
 KILLS ?= 100
 
 .PHONY: pauses
 pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long the others pause
-	$(BIN)/python tests/pauses.py --kills $(KILLS)
+	$(BIN)/python -m tests.workers.pauses --kills $(KILLS)
 
 .PHONY: lint
 lint: $(BUILT) ## Style and types

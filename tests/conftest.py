@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.register_assert_rewrite("tests.helpers")
+
 
 @pytest.fixture(params=["uvloop", "asyncio"])
 def loop_name(request: pytest.FixtureRequest) -> str:

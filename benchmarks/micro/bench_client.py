@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from benchmarks.gate.script import USER_FUNCTION, frame, index_of
 
+from benchmarks.gate.script import USER_FUNCTION, frame, index_of
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_TEXT, ClientFrames
 from iproto.client.arguments import pack_args, unpack_result
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+import iproto
 from benchmarks.gate.script import (
     PING,
     READ,
@@ -22,9 +25,6 @@ from benchmarks.gate.script import (
     read,
     write,
 )
-from prometheus_client import CollectorRegistry, generate_latest
-
-import iproto
 from iproto._fastframe import HAS_CALLS
 from iproto.app import CallBudget, Calls
 from iproto.metrics.endpoint import StorageCollector

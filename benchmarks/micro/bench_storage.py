@@ -7,9 +7,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+
 from benchmarks.gate.script import content_of
 from benchmarks.micro.conftest import fill
-
 from iproto import Storage
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from benchmarks.gate.script import USER_FUNCTION, content_of
 
+from benchmarks.gate.script import USER_FUNCTION, content_of
 from iproto import Storage
 from iproto._fastframe import FIRST_USER_ROW, ServerFrames
 

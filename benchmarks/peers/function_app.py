@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.greeting import FUNC_ID, greet
-
 import iproto
+from benchmarks.peers.greeting import FUNC_ID, greet
 
 app = iproto.App()
 app.function(FUNC_ID)(greet)

@@ -19,6 +19,7 @@ import time
 from typing import Any
 
 import uvloop
+
 from benchmarks.peers.greeting import GREETING, NAME, greet
 
 SERVICE = "iproto.Greeter"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
+
 from benchmarks.peers import watch
 from benchmarks.peers.grpc_server import SERVICE, SLOTS
 

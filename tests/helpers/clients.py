@@ -1,0 +1,86 @@
+"""One surface for the tests of both clients: the blocking one is awaited, too, in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from iproto.client.async_client import AsyncClient
+from iproto.client.blocking_client import Client
+from tests.helpers.bad_server import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+
+    from iproto.client.route import Route
+
+# Calls that a test may have in flight at once on either client.
+MANY = 16
+
+# Bytes of a request to read a slot below 128.
+READ_BYTES = 13
+
+
+class Threaded:
+    """A blocking client whose every call runs in a thread."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.pool = ThreadPoolExecutor(MANY + 1)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.client, "close" if name == "aclose" else name)
+
+        async def call(*args: Any, **options: Any) -> Any:
+            run = functools.partial(method, *args, **options)
+            return await asyncio.get_running_loop().run_in_executor(self.pool, run)
+
+        return call
+
+
+@contextlib.asynccontextmanager
+async def calling(kind: str, url: str, **options: Any) -> AsyncIterator[AsyncClient]:
+    """Either client, as if it was the asyncio one."""
+    if kind == "async":
+        async with AsyncClient(url, **options) as client:
+            yield client
+        return
+    with Client(url, **options) as blocking:
+        threaded = Threaded(blocking)
+        try:
+            yield cast("AsyncClient", threaded)
+        finally:
+            blocking.close()
+            threaded.pool.shutdown()
+
+
+def route_of(client: AsyncClient) -> Route:
+    """What a client of ``calling`` knows of its server."""
+    if isinstance(client, Threaded):
+        return client.client._channel.route
+    return client._connection.route
+
+
+def both(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test body with each client; its first argument says which."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        asyncio.run(test(**arguments))
+
+    each: Callable[..., None] = pytest.mark.parametrize("kind", ["async", "blocking"])(run)
+    return each
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    """Lets the loop turn until something that other threads do is done."""
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0)
