@@ -40,8 +40,13 @@ KILLS ?= 100
 pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long the others pause
 	$(BIN)/python -m tests.workers.pauses --kills $(KILLS)
 
+.PHONY: generate
+generate: $(BUILT) ## Write what is made of schema/iproto.toml: enums, constants, tables of docs
+	$(BIN)/python tools/generate.py
+
 .PHONY: lint
-lint: $(BUILT) ## Style and types
+lint: $(BUILT) ## Style and types, and whether make generate would change anything
+	$(BIN)/python tools/generate.py --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint src/_fastframe.pyx $(PARTS)

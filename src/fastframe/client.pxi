@@ -1,16 +1,3 @@
-# What becomes of a reply.
-AS_RESPONSE = 0
-AS_NOTHING = 1
-AS_TEXT = 2
-AS_BYTES = 3
-AS_BODY = 4
-cdef enum:
-    RESPONSE = 0
-    NOTHING = 1
-    TEXT = 2
-    BYTES = 3
-    BODY = 4
-
 cdef enum:
     DIALECT_UNKNOWN = -1
     DIALECT_VK = 0

@@ -1,4 +1,13 @@
-# The wire's numbers as C constants; tests hold them against iproto.wire.
+# Made by tools/generate.py from schema/iproto.toml; change that, and run make generate.
+
+cdef extern from *:
+    """
+    _Static_assert(SLOTS == 1000 && SLOT_BYTES == 256,
+                   "layout.h and schema/iproto.toml differ");
+    _Static_assert(CODES > 10 && REASONS >= 10,
+                   "the store has too little room for the counters");
+    """
+
 cdef enum:
     SWITCH_READONLY = 0x00010001
     SWITCH_READWRITE = 0x00010002
@@ -10,26 +19,18 @@ cdef enum:
 
 cdef enum:
     HEADER_BYTES = 12
+
+cdef enum:
     OK = 0x0000
+    INTERNAL = 0x0002
     ILLEGAL_PARAMS = 0x0202
     READ_ONLY_CODE = 0x0401
     LOCKED = 0x0601
     OVERLOADED = 0x0701
     UNSUPPORTED_COMMAND = 0x0A02
     NUMBER_OUT_OF_RANGE = 0x1F02
-
-# States as they stand in the store.
-cdef enum:
-    READ_WRITE = STATE_READ_WRITE
-    READ_ONLY = STATE_READ_ONLY
-    MAINTENANCE = STATE_MAINTENANCE
-
-cdef dict STATE_OF = {
-    READ_WRITE: State.READ_WRITE,
-    READ_ONLY: State.READ_ONLY,
-    MAINTENANCE: State.MAINTENANCE,
-}
-cdef dict WORD_OF = {state: word for word, state in STATE_OF.items()}
+    TIMEOUT = 0x4301
+    RATE_LIMITED = 0x5002
 
 # Rows of the per-function counters; row FIRST_USER and later are users' own.
 cdef enum:
@@ -56,17 +57,102 @@ ROW_OF_UNKNOWN = ROW_UNKNOWN
 FIRST_USER_ROW = FIRST_USER
 ROW_COUNT = FUNCTIONS
 
-# Columns of `requests`: the known return codes in this order, then all others.
-CODE_COLUMNS = tuple(ReturnCode)
-cdef dict COLUMN_OF = {int(code): column for column, code in enumerate(CODE_COLUMNS)}
-cdef int COLUMN_OTHER = len(CODE_COLUMNS)
-assert COLUMN_OTHER < CODES and len(CloseReason) <= REASONS
+# States as they stand in the store.
+cdef enum:
+    READ_WRITE = STATE_READ_WRITE
+    READ_ONLY = STATE_READ_ONLY
+    MAINTENANCE = STATE_MAINTENANCE
 
-# Columns that the hot path bumps, looked up once.
-cdef int COLUMN_OK = COLUMN_OF[0x0000]
-cdef int COLUMN_ILLEGAL = COLUMN_OF[0x0202]
-cdef int COLUMN_READ_ONLY = COLUMN_OF[0x0401]
-cdef int COLUMN_LOCKED = COLUMN_OF[0x0601]
-cdef int COLUMN_OVERLOADED = COLUMN_OF[0x0701]
-cdef int COLUMN_UNSUPPORTED = COLUMN_OF[0x0A02]
-cdef int COLUMN_RANGE = COLUMN_OF[0x1F02]
+cdef dict STATE_OF = {
+    READ_WRITE: State.READ_WRITE,
+    READ_ONLY: State.READ_ONLY,
+    MAINTENANCE: State.MAINTENANCE,
+}
+cdef dict WORD_OF = {state: word for word, state in STATE_OF.items()}
+cdef dict ROW_OF_SWITCH = {
+    State.READ_WRITE: ROW_SWITCH_READWRITE,
+    State.READ_ONLY: ROW_SWITCH_READONLY,
+    State.MAINTENANCE: ROW_SWITCH_MAINTENANCE,
+}
+
+# Columns of the per-function counters: the known return codes, then all others.
+cdef enum:
+    COLUMN_OK = 0
+    COLUMN_INTERNAL = 1
+    COLUMN_ILLEGAL_PARAMS = 2
+    COLUMN_READ_ONLY = 3
+    COLUMN_LOCKED = 4
+    COLUMN_OVERLOADED = 5
+    COLUMN_UNSUPPORTED_COMMAND = 6
+    COLUMN_NUMBER_OUT_OF_RANGE = 7
+    COLUMN_TIMEOUT = 8
+    COLUMN_RATE_LIMITED = 9
+    COLUMN_OTHER = 10
+
+CODE_COLUMNS = (
+    ReturnCode.OK,
+    ReturnCode.INTERNAL,
+    ReturnCode.ILLEGAL_PARAMS,
+    ReturnCode.READ_ONLY,
+    ReturnCode.LOCKED,
+    ReturnCode.OVERLOADED,
+    ReturnCode.UNSUPPORTED_COMMAND,
+    ReturnCode.NUMBER_OUT_OF_RANGE,
+    ReturnCode.TIMEOUT,
+    ReturnCode.RATE_LIMITED,
+)
+
+
+cdef int column_of(uint32_t code) noexcept nogil:
+    if code == OK:
+        return COLUMN_OK
+    if code == INTERNAL:
+        return COLUMN_INTERNAL
+    if code == ILLEGAL_PARAMS:
+        return COLUMN_ILLEGAL_PARAMS
+    if code == READ_ONLY_CODE:
+        return COLUMN_READ_ONLY
+    if code == LOCKED:
+        return COLUMN_LOCKED
+    if code == OVERLOADED:
+        return COLUMN_OVERLOADED
+    if code == UNSUPPORTED_COMMAND:
+        return COLUMN_UNSUPPORTED_COMMAND
+    if code == NUMBER_OUT_OF_RANGE:
+        return COLUMN_NUMBER_OUT_OF_RANGE
+    if code == TIMEOUT:
+        return COLUMN_TIMEOUT
+    if code == RATE_LIMITED:
+        return COLUMN_RATE_LIMITED
+    return COLUMN_OTHER
+
+
+# Bits of ServerFrames.status: what the caller has to look after.
+HAS_CALLS = 1
+HAS_MORE = 2
+IS_CLOSING = 4
+IS_FULL = 8
+HAS_UNSENT = 16
+HAS_ENDED = 32
+IS_BROKEN = 64
+cdef enum:
+    CALLS = 1  # users' frames wait in take_calls()
+    MORE = 2  # frames wait for resume()
+    CLOSING = 4  # no further frame is looked at
+    FULL = 8  # with HAS_MORE: max_calls run; go on when one is answered
+    UNSENT = 16  # the socket takes no more; flush() when it is writable
+    ENDED = 32  # the peer has ended its side of the stream
+    BROKEN = 64  # the socket failed: reset, most likely
+
+# What ClientFrames makes of a reply.
+AS_RESPONSE = 0
+AS_NOTHING = 1
+AS_TEXT = 2
+AS_BYTES = 3
+AS_BODY = 4
+cdef enum:
+    RESPONSE = 0  # a Response, whatever its return code
+    NOTHING = 1  # None, of nil or a bare header
+    TEXT = 2  # str, of a MsgPack str that is UTF-8
+    BYTES = 3  # bytes, of a MsgPack str
+    BODY = 4  # bytes: the body as it is

@@ -37,23 +37,6 @@ cdef enum:
     HOLDS_READ = 1
     HOLDS_WRITE = 2
 
-# Bits of ServerFrames.status: what the caller has to look after.
-HAS_CALLS = 1
-HAS_MORE = 2
-IS_CLOSING = 4
-IS_FULL = 8
-HAS_UNSENT = 16
-HAS_ENDED = 32
-IS_BROKEN = 64
-cdef enum:
-    CALLS = 1  # users' frames wait in take_calls()
-    MORE = 2  # frames wait for resume()
-    CLOSING = 4  # no further frame is looked at
-    FULL = 8  # with MORE: max_calls run; go on when one is answered
-    UNSENT = 16  # the socket takes no more; flush() when it is writable
-    ENDED = 32  # the peer has ended its side of the stream
-    BROKEN = 64  # the socket failed: reset, most likely
-
 
 cdef uint8_t* put_header(uint8_t* out, uint32_t func_id, uint32_t length,
                          uint32_t request_id) noexcept nogil:
@@ -404,7 +387,7 @@ cdef class ServerFrames:
         cdef uint8_t* text
         index = short_uint(request.body, request.length)
         if index < 0 and not decode_read(request.body, request.length, &index):
-            self._fail(request, ROW_READ, ILLEGAL_PARAMS, COLUMN_ILLEGAL, READ_PARAMS_TEXT)
+            self._fail(request, ROW_READ, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS, READ_PARAMS_TEXT)
         elif not locked:
             self._fail(request, ROW_READ, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
         elif load_relaxed(&self.storage.handle.store.state) == MAINTENANCE:
@@ -427,12 +410,13 @@ cdef class ServerFrames:
         cdef uint32_t state
         cdef char[ERROR_TEXT] said
         if not decode_replace(request.body, request.length, &index, &text, &length):
-            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL, REPLACE_PARAMS_TEXT)
+            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS,
+                       REPLACE_PARAMS_TEXT)
             return
         if length > SLOT_BYTES:
             snprintf(said, ERROR_TEXT, b"string of %u bytes is over the limit of %d",
                      length, SLOT_BYTES)
-            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL, said)
+            self._fail(request, ROW_REPLACE, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS, said)
             return
         if not locked:
             self._fail(request, ROW_REPLACE, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
@@ -452,7 +436,7 @@ cdef class ServerFrames:
         cdef int row = request.func_id - SWITCH_READONLY
         cdef uint32_t state = READ_ONLY if row == 0 else READ_WRITE if row == 1 else MAINTENANCE
         if request.length and not (request.length == 1 and request.body[0] == 0xC0):
-            self._fail(request, row, ILLEGAL_PARAMS, COLUMN_ILLEGAL, SWITCH_PARAMS_TEXT)
+            self._fail(request, row, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS, SWITCH_PARAMS_TEXT)
         elif not locked:
             self._fail(request, row, OVERLOADED, COLUMN_OVERLOADED, LOCK_TEXT)
         else:
@@ -465,14 +449,15 @@ cdef class ServerFrames:
         cdef char[ERROR_TEXT] said
         if request.func_id == PING:
             if request.length:
-                self._fail(request, ROW_PING, ILLEGAL_PARAMS, COLUMN_ILLEGAL, PING_PARAMS_TEXT)
+                self._fail(request, ROW_PING, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS,
+                           PING_PARAMS_TEXT)
             else:
                 self.out = put_header(self.out, PING, 0, request.request_id)
                 self._count(ROW_PING, COLUMN_OK)
             return True
         if request.func_id == SHUTDOWN:
             if request.length:
-                self._fail(request, ROW_SHUTDOWN, ILLEGAL_PARAMS, COLUMN_ILLEGAL,
+                self._fail(request, ROW_SHUTDOWN, ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS,
                            SHUTDOWN_PARAMS_TEXT)
                 return True
             self._count(ROW_SHUTDOWN, COLUMN_OK)
@@ -485,7 +470,7 @@ cdef class ServerFrames:
         row = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
         if row == NULL:
             snprintf(said, ERROR_TEXT, b"no function 0x%08x here", request.func_id)
-            self._fail(request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, COLUMN_UNSUPPORTED, said)
+            self._fail(request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, COLUMN_UNSUPPORTED_COMMAND, said)
             return True
         if self.running >= self.max_calls:
             self.status |= MORE | FULL
@@ -510,7 +495,7 @@ cdef class ServerFrames:
         snprintf(text, ERROR_TEXT,
                  b"body of %u bytes is over the limit of %u; closing the connection, "
                  b"for what follows cannot be told apart", request.length, self.max_body)
-        self._fail(request, self._row(request.func_id), ILLEGAL_PARAMS, COLUMN_ILLEGAL, text)
+        self._fail(request, self._row(request.func_id), ILLEGAL_PARAMS, COLUMN_ILLEGAL_PARAMS, text)
         self._close(CloseReason.BODY_TOO_LARGE)
         return 0
 
@@ -553,7 +538,7 @@ cdef class ServerFrames:
             snprintf(text, ERROR_TEXT, b"index of 2^63-1 or more is outside 0..%d", SLOTS - 1)
         else:
             snprintf(text, ERROR_TEXT, b"index %lld is outside 0..%d", <long long>index, SLOTS - 1)
-        self._fail(request, row, NUMBER_OUT_OF_RANGE, COLUMN_RANGE, text)
+        self._fail(request, row, NUMBER_OUT_OF_RANGE, COLUMN_NUMBER_OUT_OF_RANGE, text)
 
     cdef void _count(self, int row, int column) noexcept:
         self.storage.handle.me.requests[row][column] += 1
@@ -587,7 +572,7 @@ cdef class ServerFrames:
         cdef size_t size = PyBytes_GET_SIZE(body)
         cdef worker_t* me = self.storage.handle.me
         cdef int row = self._row(func_id)
-        cdef int column = COLUMN_OK if code == OK else COLUMN_OF.get(code, COLUMN_OTHER)
+        cdef int column = COLUMN_OK if code == OK else column_of(code)
         # An answer is traffic, though it is sent only at the end of the turn: the
         # idle time-out must not come between the two.
         self.traffic_ns = clock_ns()

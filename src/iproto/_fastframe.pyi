@@ -1,3 +1,4 @@
+# What stands between marks is made by tools/generate.py from schema/iproto.toml.
 from typing import Any, Final, TypedDict, final
 
 from typing_extensions import Buffer
@@ -14,6 +15,7 @@ ROW_COUNT: Final[int]
 CODE_COLUMNS: Final[tuple[ReturnCode, ...]]
 BUCKET_BOUNDS: Final[tuple[float, ...]]
 
+# generated: flags
 HAS_CALLS: Final[int]
 HAS_MORE: Final[int]
 IS_CLOSING: Final[int]
@@ -21,12 +23,15 @@ IS_FULL: Final[int]
 HAS_UNSENT: Final[int]
 HAS_ENDED: Final[int]
 IS_BROKEN: Final[int]
+# end of flags
 
+# generated: outcomes
 AS_RESPONSE: Final[int]
 AS_NOTHING: Final[int]
 AS_TEXT: Final[int]
 AS_BYTES: Final[int]
 AS_BODY: Final[int]
+# end of outcomes
 
 class _Counters(TypedDict):
     opened: int

@@ -19,7 +19,7 @@ import msgpack
 import msgspec
 
 from iproto.errors import ConfigError, Error, IllegalParamsError
-from iproto.wire import FuncID, ReturnCode
+from iproto.wire import RESERVED_FUNC_IDS, FuncID, ReturnCode
 
 logger = logging.getLogger("iproto.app")
 
@@ -174,6 +174,12 @@ class App:
             raise ConfigError(
                 f"func_id {func_id:#010x} of {label!r} is the built-in {FuncID(func_id).name}, "
                 "which runs without Python and cannot be replaced; choose another, like 0x00030001"
+            )
+        if func_id in RESERVED_FUNC_IDS:
+            raise ConfigError(
+                f"func_id {func_id:#010x} of {label!r} is one of {RESERVED_FUNC_IDS[0]:#010x}.."
+                f"{RESERVED_FUNC_IDS[-1]:#010x}, which are reserved for built-in functions; "
+                "choose another, like 0x00030001"
             )
         taken = self._functions.get(func_id)
         if taken is not None:

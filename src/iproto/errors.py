@@ -5,8 +5,7 @@
     IprotoError
     ├── ConfigError (ValueError)              an option, a URL or a registration is wrong
     ├── Error                                 the server answered with a return code
-    │   ├── InternalError, IllegalParamsError, ReadOnlyError, LockedError, OverloadedError,
-    │   └── UnsupportedCommandError, OutOfRangeError, FunctionTimeoutError, RateLimitedError
+    │   └── one class for each code: ReadOnlyError, LockedError, ...
     ├── TransportError                        the call got no answer
     │   ├── ConnectError (ConnectionError)    no connection could be made: not executed
     │   ├── ConnectionLostError (ConnectionError)
@@ -19,7 +18,30 @@
 
 from __future__ import annotations
 
-from iproto.wire import ReturnCode
+from iproto.wire import CompletionStatus, ReturnCode
+
+__all__ = [
+    "CallTimeoutError",
+    "ClientClosedError",
+    "ConfigError",
+    "ConnectError",
+    "ConnectionLostError",
+    "DialectError",
+    "Error",
+    "FunctionTimeoutError",
+    "IllegalParamsError",
+    "InternalError",
+    "IprotoError",
+    "LockedError",
+    "OutOfRangeError",
+    "OverloadedError",
+    "ProtocolError",
+    "RateLimitedError",
+    "ReadOnlyError",
+    "TextError",
+    "TransportError",
+    "UnsupportedCommandError",
+]
 
 
 class IprotoError(Exception):
@@ -66,7 +88,7 @@ class Error(IprotoError):
     @property
     def retryable(self) -> bool:
         """Whether the code says "try again" (its low byte is 1)."""
-        return self.code & 0xFF == 1
+        return self.code & 0xFF == CompletionStatus.TRY_AGAIN
 
 
 class _CodedError(Error):
@@ -187,20 +209,7 @@ class TextError(IprotoError, ValueError):
     """Position of the failed item in a ``*_many`` call, else None."""
 
 
-_BY_CODE: dict[int, type[_CodedError]] = {
-    cls.CODE: cls
-    for cls in (
-        InternalError,
-        IllegalParamsError,
-        ReadOnlyError,
-        LockedError,
-        OverloadedError,
-        UnsupportedCommandError,
-        OutOfRangeError,
-        FunctionTimeoutError,
-        RateLimitedError,
-    )
-}
+_BY_CODE: dict[int, type[_CodedError]] = {cls.CODE: cls for cls in _CodedError.__subclasses__()}
 
 
 def error_from_reply(code: int, text: str) -> Error:

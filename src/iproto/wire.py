@@ -1,3 +1,4 @@
+# What stands between marks is made by tools/generate.py from schema/iproto.toml.
 """The vocabulary of the protocol: functions, return codes, states, frames.
 
 Imports nothing of the package, so that every other module, the extension
@@ -9,6 +10,19 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+__all__ = [
+    "CloseReason",
+    "CompletionStatus",
+    "Dialect",
+    "FuncID",
+    "Header",
+    "Request",
+    "Response",
+    "ReturnCode",
+    "State",
+]
+
+# generated: sizes
 HEADER_BYTES = 12
 """Three little-endian uint32: func_id, body_length, request_id."""
 
@@ -18,45 +32,86 @@ SLOT_COUNT = 1000
 SLOT_BYTES = 256
 """The longest string that a slot holds, in bytes (not characters)."""
 
+RESERVED_FUNC_IDS = range(0x0000FF00, 0x00010000)
+"""Kept for built-in functions; no user function may have one of these."""
+# end of sizes
+
 
 class FuncID(enum.IntEnum):
-    """The built-in functions; every other func_id is free for users' own."""
+    """The built-in functions; every id outside :data:`RESERVED_FUNC_IDS` is free for users."""
 
+    # generated: functions
     ADM_STORAGE_SWITCH_READONLY = 0x00010001
+    """State becomes ``READ_ONLY``. Request: nil; response: nil."""
     ADM_STORAGE_SWITCH_READWRITE = 0x00010002
+    """State becomes ``READ_WRITE``. Request: nil; response: nil."""
     ADM_STORAGE_SWITCH_MAINTENANCE = 0x00010003
+    """State becomes ``MAINTENANCE``. Request: nil; response: nil."""
     STORAGE_REPLACE = 0x00020001
+    """Writes a slot. Request: int, str; response: nil."""
     STORAGE_READ = 0x00020002
+    """Reads a slot. Request: int; response: str."""
     PING = 0x0000FF00
+    """Sends the header back. Request: empty; response: none."""
     SHUTDOWN = 0x0000FF01
+    """Answers all earlier requests of this connection, sends the header back, closes this
+    connection. Request: empty; response: none."""
+    # end of functions
+
+
+class CompletionStatus(enum.IntEnum):
+    """The low byte of a return code."""
+
+    # generated: statuses
+    DONE = 0
+    """The function did what was asked."""
+    TRY_AGAIN = 1
+    """The same request may succeed later."""
+    ERROR = 2
+    """The same request fails again."""
+    # end of statuses
 
 
 class ReturnCode(enum.IntEnum):
     """What a response says of its request.
 
-    The low byte is the completion status (0 done, 1 try again, 2 error), the
-    upper bytes number the error: the convention of the box protocol, with
-    octopus's numbers.
+    The low byte is the :class:`CompletionStatus`, the upper bytes number the
+    error: the convention of the box protocol, with octopus's numbers.
     """
 
+    # generated: return codes
     OK = 0x0000
+    """The function did what was asked."""
     INTERNAL = 0x0002
+    """A user function failed; details are in the server's log."""
     ILLEGAL_PARAMS = 0x0202
+    """The body is not what the function takes, a string is over 256 bytes, a body is over the
+    limit."""
     READ_ONLY = 0x0401
+    """A write while the storage is ``READ_ONLY``."""
     LOCKED = 0x0601
+    """A read or a write while the storage is in ``MAINTENANCE``."""
     OVERLOADED = 0x0701
+    """A limit of the server is reached."""
     UNSUPPORTED_COMMAND = 0x0A02
+    """There is no such function."""
     NUMBER_OUT_OF_RANGE = 0x1F02
+    """A slot index outside 0..999."""
     TIMEOUT = 0x4301
+    """A user function ran out of its time."""
     RATE_LIMITED = 0x5002
+    """Over a rate; the server itself never sends it, functions may."""
+    # end of return codes
 
 
 class State(enum.IntEnum):
     """What the storage allows; the switches themselves work in every state."""
 
+    # generated: states
     READ_WRITE = 0
     READ_ONLY = 1
     MAINTENANCE = 2
+    # end of states
 
 
 class Dialect(str, enum.Enum):
@@ -74,26 +129,28 @@ class Dialect(str, enum.Enum):
 class CloseReason(enum.IntEnum):
     """Why the server's side of a connection ended; the label set of a metric."""
 
+    # generated: close reasons
     CLIENT = 0
-    """The client closed, or its half-close was served to the end."""
+    """The client closed it, and got every reply before if it closed only its sending side."""
     RESET = 1
-    """The connection broke: reset by the client or by the network."""
+    """It broke: the client or the network reset it."""
     IDLE = 2
-    """No traffic for the idle time-out."""
+    """There was no traffic for the idle time-out."""
     INCOMPLETE_FRAME = 3
     """A frame was begun and not completed within the idle time-out."""
     SLOW_READER = 4
     """Replies waited, and the client took none of them for the idle time-out."""
     BODY_TOO_LARGE = 5
-    """A body_length over the limit: the stream cannot be trusted any more."""
+    """A length was over the limit, or what came was not iproto."""
     SHUTDOWN = 6
-    """The client sent SHUTDOWN."""
+    """The client sent ``SHUTDOWN``."""
     DRAIN = 7
-    """The server drained: everything received was answered, then it closed."""
+    """The server stopped, and had answered everything."""
     FORCED = 8
-    """The drain took too long, or the server was told to stop at once."""
+    """The server stopped, and did not wait for it."""
     KILLED = 9
     """Its worker process died."""
+    # end of close reasons
 
 
 class Header(NamedTuple):

@@ -114,6 +114,20 @@ def test_type_checkers_see_the_names_that_are_there_at_run_time() -> None:
             assert alias.asname == alias.name, f"{alias.name} is not re-exported"
             seen[alias.name] = statement.module
     assert seen == {name: f"iproto.{module}" for name, module in iproto._MODULE_OF.items()}
+    assert iproto._MODULE_OF.keys() <= {*iproto.__all__}
+
+
+def test_every_public_class_of_errors_and_every_enum_of_the_wire_is_public() -> None:
+    """An error of a new return code needs no other place but its own."""
+    for module, base in ((iproto.errors, Exception), (iproto.wire, object)):
+        defined = {
+            name
+            for name, value in vars(module).items()
+            if inspect.isclass(value) and value.__module__ == module.__name__
+            if issubclass(value, base) and not name.startswith("_")
+        }
+        assert defined == {*module.__all__}
+    assert len(iproto.__all__) == len({*iproto.__all__})
 
 
 # Starting quickly.

@@ -363,11 +363,20 @@ def test_calls_are_cancelled_when_their_connection_is_gone(loop_name: str) -> No
         assert served.run(events.get()) == "cancelled"
 
 
+def test_the_numbers_around_the_reserved_ones_are_free() -> None:
+    app = iproto.App()
+    app.function(0x0000FEFF, name="below")(repeat)
+    app.function(0x00010000, name="above")(repeat)
+    assert [*app.functions] == [0x0000FEFF, 0x00010000]
+
+
 def test_registration_refuses_what_cannot_work() -> None:
     app = app_of(repeat)
     for func_id, message in (
         (int(FuncID.STORAGE_READ), "STORAGE_READ"),
         (int(FuncID.PING), "PING"),
+        (0x0000FF02, r"0x0000ff02 .* reserved"),
+        (0x0000FFFF, r"0x0000ffff .* reserved"),
         (OWN, "taken by 'repeat'"),
         (-1, "0..0xffffffff"),
         (2**32, "0..0xffffffff"),
