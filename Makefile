@@ -142,7 +142,7 @@ clean: ## Remove everything that was built
 	rm -rf $(VENV) build dist benchmarks/build src/*.egg-info src/iproto/*.so
 
 # The environment and the extension; made anew when what they are made of changes.
-$(BUILT): pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/__init__.py
+$(BUILT): pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/_version.py
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group test --group lint

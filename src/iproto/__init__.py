@@ -10,10 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from iproto import errors, wire
+from iproto._version import __version__
 from iproto.errors import *  # noqa: F403
 from iproto.wire import *  # noqa: F403
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from iproto._fastframe import Storage as Storage

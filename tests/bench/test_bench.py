@@ -602,13 +602,22 @@ def test_a_rolling_restart_under_load_loses_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--connections", "0"], "--connections 0 is out of range; use 1..100000"),
-        (["--depth", "10001"], "--depth 10001 is out of range; use 1..10000"),
-        (["--rate", "0"], "--rate 0 is out of range; use over 0, at most 1e+08"),
-        (["--rate", "nan"], "--rate nan is out of range"),
-        (["--duration", "-1"], "--duration -1 is out of range; use over 0, at most 86400"),
-        (["--value-size", "257"], "--value-size 257 is out of range; use 4..256"),
-        (["--processes", "51"], "--processes 51 is out of range; use 1..50"),
+        (
+            ["--connections", "0"],
+            "--connections is 0; it must be a number of connections, 1..100000",
+        ),
+        (["--depth", "10001"], "--depth is 10001; it must be a number of requests, 1..10000"),
+        (
+            ["--rate", "0"],
+            "--rate is 0.0; it must be a number of requests a second, over 0, at most 100000000",
+        ),
+        (["--rate", "nan"], "--rate is nan; it must be a number"),
+        (
+            ["--duration", "-1"],
+            "--duration is -1.0; it must be a number of seconds, over 0, at most 86400",
+        ),
+        (["--value-size", "257"], "--value-size is 257; it must be a number of bytes, 4..256"),
+        (["--processes", "51"], "--processes is 51; it must be a number of processes, 1..50"),
         (["--mix", "reads"], "--mix: no kind 'reads'; there are read, write, ping, call"),
         (["--mix", "read=x"], "--mix: 'x' is no share of read"),
         (["--mix", "read,read=2"], "--mix: read is there twice"),

@@ -84,8 +84,8 @@ def test_a_good_url_is_read(url: str, target: Target, address: str) -> None:
         ("iproto://h?timeout=", "no value"),
         ("iproto://h?timeout=1&timeout=2", "twice"),
         ("iproto://h?timeout=soon", "'soon'"),
-        ("iproto://h?timeout=0", "timeout 0"),
-        ("iproto://h?timeout=-1", "timeout -1"),
+        ("iproto://h?timeout=0", "timeout is 0.0"),
+        ("iproto://h?timeout=-1", "timeout is -1"),
         ("iproto://h?timeout=86400.5", "86400"),
         ("iproto://h?timeout=inf", "inf"),
         ("iproto://h?timeout=nan", "nan"),
@@ -110,7 +110,7 @@ def test_a_target_is_checked_frozen_and_slotted() -> None:
         target.port = 1  # type: ignore[misc]
     with pytest.raises(ConfigError, match="port 0"):
         Target(port=0)
-    with pytest.raises(ConfigError, match="timeout 0"):
+    with pytest.raises(ConfigError, match="timeout is 0;"):
         Target(timeout=0)
     with pytest.raises(TypeError, match="str"):
         Target(timeout="5")  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import iproto
 from iproto import FuncID, errors
 from iproto._fastframe import ServerFrames
+from iproto.address import Address, parse_address
 from iproto.bench import run as bench
 from iproto.cli import main as cli
 from iproto.server import config, settings
@@ -356,7 +357,7 @@ def test_the_range_of_an_option_is_what_config_takes(row: dict[str, str]) -> Non
 
 def test_the_addresses_shown_can_be_listened_on() -> None:
     for address in column("server.md", "Addresses", "address"):
-        assert str(config.parse_address(address)) == address
+        assert str(parse_address(address)) == address
 
 
 def test_the_log_levels_are_those_there_are() -> None:
@@ -545,7 +546,7 @@ def test_the_metrics_of_workers_are_those_of_a_scrape(scraped: Scraped) -> None:
     said = {row["metric"]: (row["type"], labels_of(row)) for row in rows}
     with serve_process("--workers", "1") as running:
         host, port = running.metrics.removeprefix("http://").split(":")
-        status, text = get(config.Address(host, int(port)), "/metrics")
+        status, text = get(Address(host, int(port)), "/metrics")
     assert status == 200
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     assert types.keys() - scraped.types.keys() == said.keys()

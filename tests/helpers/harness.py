@@ -24,7 +24,7 @@ import iproto
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from iproto.server.config import Address
+    from iproto.address import Address
 
 # Seconds after which a wait in a test counts as lost. Nothing waits so long.
 PATIENCE = 20.0
@@ -257,7 +257,7 @@ class ServerProcess:
         raise AssertionError(f"no line matched {pattern!r}:\n{''.join(self.log)}")
 
     def peer(self, number: int = 0) -> Peer:
-        from iproto.server.config import parse_address
+        from iproto.address import parse_address
 
         return Peer(parse_address(self.addresses[number]))
 

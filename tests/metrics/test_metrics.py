@@ -31,7 +31,7 @@ from tests.helpers.harness import (
 )
 
 if TYPE_CHECKING:
-    from iproto.server.config import Address
+    from iproto.address import Address
 
 Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
 

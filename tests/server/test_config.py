@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from iproto import Config, ConfigError, Dialect
-from iproto.server.config import Address, parse_address
+from iproto.address import Address, parse_address
 from iproto.server.settings import default, read_settings, variables
 
 if TYPE_CHECKING:

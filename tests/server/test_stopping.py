@@ -17,8 +17,8 @@ import pytest
 
 import iproto
 from iproto import ConfigError, FuncID
+from iproto.address import parse_address
 from iproto.server import listeners
-from iproto.server.config import parse_address
 from tests.helpers.harness import (
     PATIENCE,
     Peer,

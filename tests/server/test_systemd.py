@@ -22,9 +22,9 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from iproto.address import Address
 from iproto.cli.main import _parser
 from iproto.server import systemd
-from iproto.server.config import Address
 from iproto.server.settings import read_settings
 from tests.docs.test_docs import section
 from tests.helpers.harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process

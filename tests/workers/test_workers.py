@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from iproto import FuncID, ReturnCode
-from iproto.server.config import parse_address
+from iproto.address import parse_address
 from tests.helpers.harness import (
     PATIENCE,
     Peer,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from iproto.bench import report
 from iproto.bench.processes import LoadProcesses
 from iproto.bench.workload import KINDS, Plan
+from iproto.checks import MAX_SECONDS, checked_range
 from iproto.client.arguments import pack_args
 from iproto.client.blocking_client import Client
 from iproto.client.route import reason_of
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS = 100_000
 MAX_DEPTH = 10_000
-MAX_RATE = 1e8
-MAX_DURATION = 86_400.0
+MAX_RATE = 100_000_000
 MAX_PROCESSES = 1024
 MIN_VALUE = 4
 
@@ -62,13 +62,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         parse_url(self.url)
-        _check("connections", self.connections, 1, MAX_CONNECTIONS)
-        _check("depth", self.depth, 1, MAX_DEPTH)
-        _check("duration", self.duration, 0, MAX_DURATION)
-        _check("value-size", self.value_size, MIN_VALUE, SLOT_BYTES)
-        _check("processes", self.processes, 1, min(MAX_PROCESSES, self.connections))
+        checked_range("--connections", self.connections, 1, MAX_CONNECTIONS, "connections")
+        checked_range("--depth", self.depth, 1, MAX_DEPTH, "requests")
+        checked_range("--duration", self.duration, 0, MAX_SECONDS, "seconds", above_low=True)
+        checked_range("--value-size", self.value_size, MIN_VALUE, SLOT_BYTES, "bytes")
+        most = min(MAX_PROCESSES, self.connections)
+        checked_range("--processes", self.processes, 1, most, "processes")
         if self.rate is not None:
-            _check("rate", self.rate, 0, MAX_RATE)
+            checked_range("--rate", self.rate, 0, MAX_RATE, "requests a second", above_low=True)
         if ("call" in self.shares) != (self.call is not None):
             raise ConfigError("--call, and 'call' in --mix, go together: one is there alone")
         _ = self.slot_range
@@ -102,12 +103,6 @@ class Settings:
         if int(last) < int(first):
             raise ConfigError(f"--slots {self.slots!r}: the first is after the last")
         return range(int(first), int(last) + 1)
-
-
-def _check(name: str, value: float, least: float, most: float) -> None:
-    if not (least <= value <= most and value > 0):
-        bounds = f"over 0, at most {most:g}" if least == 0 else f"{least:g}..{most:g}"
-        raise ConfigError(f"--{name} {value:g} is out of range; use {bounds}")
 
 
 def run(settings: Settings, *, as_json: bool = False) -> int:

@@ -14,7 +14,8 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO
 
-import iproto
+from iproto._version import __version__
+from iproto.address import DEFAULT_URL
 from iproto.errors import (
     CallTimeoutError,
     ConfigError,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from iproto.client.blocking_client import Client
     from iproto.server.config import Config
-
-DEFAULT_URL = "iproto://127.0.0.1:8080"
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
@@ -140,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "  iproto COMMAND --help\n\n" + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"iproto {iproto.__version__}")
+    parser.add_argument("--version", action="version", version=f"iproto {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import ClientFrames
-from iproto.client.url import Target, checked_dialect, checked_timeout, parse_url
-from iproto.errors import ConfigError, ProtocolError
+from iproto.checks import checked_dialect, checked_timeout
+from iproto.client.url import Target, parse_url
+from iproto.errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,24 +37,6 @@ def make_target(url: str, dialect: Dialect | str | None, timeout: float | None) 
     if timeout is not None:
         target = replace(target, timeout=checked_timeout(timeout))
     return target
-
-
-def checked_max_body(max_body: int) -> int:
-    """A limit for reply bodies, if it is one: 1..2**32-1 bytes."""
-    if isinstance(max_body, bool) or not isinstance(max_body, int):
-        raise TypeError(f"max_body is an int of bytes, not {type(max_body).__name__}")
-    if not 1 <= max_body < 2**32:
-        raise ConfigError(f"max_body {max_body} is out of range; use 1..{2**32 - 1} bytes")
-    return max_body
-
-
-def checked_func_id(func_id: int) -> int:
-    """A func_id, if it is one."""
-    if isinstance(func_id, bool) or not isinstance(func_id, int):
-        raise TypeError(f"a func_id is an int, not {type(func_id).__name__}")
-    if not 0 <= func_id < 2**32:
-        raise ConfigError(f"func_id {func_id:#x} is out of range; use 0..0xffffffff")
-    return func_id
 
 
 def checked_body(body: bytes) -> bytes:

@@ -12,13 +12,13 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
+from iproto.address import DEFAULT_URL
+from iproto.checks import checked_func_id, checked_max_body, checked_timeout
 from iproto.client.arguments import (
     MAX_BODY,
     NIL,
     check_build,
     checked_body,
-    checked_func_id,
-    checked_max_body,
     item_list,
     make_target,
     pack_args,
@@ -26,7 +26,6 @@ from iproto.client.arguments import (
 )
 from iproto.client.async_link import Connection, Late
 from iproto.client.route import Route, reply_timeout
-from iproto.client.url import DEFAULT_URL, checked_timeout
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from iproto.address import DEFAULT_HOST, DEFAULT_PORT, MAX_PORT, Address, parse_port
+from iproto.checks import MAX_SECONDS, checked_dialect, checked_timeout
 from iproto.errors import ConfigError
 from iproto.wire import Dialect
 
-DEFAULT_URL = "iproto://127.0.0.1:8080"
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8080
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, if neither it nor its client says otherwise."""
-
-MAX_TIMEOUT = 86400.0
-"""Seconds; a longer wait is a mistake of units rather than a wish."""
 
 _FORMS = (
     "iproto://HOST[:PORT][?dialect=vk|mailru|auto][&timeout=SECONDS] "
@@ -46,54 +42,15 @@ class Target:
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int):
             raise TypeError(f"a port is an int, not {type(self.port).__name__}")
-        if not 1 <= self.port <= 65535:
-            raise ConfigError(f"port {self.port} is out of range; use 1..65535")
+        if not 1 <= self.port <= MAX_PORT:
+            raise ConfigError(f"port {self.port} is out of range; use 1..{MAX_PORT}")
         object.__setattr__(self, "dialect", checked_dialect(self.dialect))
         object.__setattr__(self, "timeout", checked_timeout(self.timeout))
 
     @property
     def address(self) -> str:
         """The address in one word, for messages: ``[::1]:8080``, ``unix:/run/iproto.sock``."""
-        if self.path is not None:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def checked_timeout(timeout: float) -> float:
-    """A time-out in seconds, if it is one.
-
-    Args:
-        timeout: int or float, over 0, at most 86400.
-
-    Raises:
-        ConfigError: it is out of range.
-        TypeError: it is no number.
-    """
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"a timeout is a number of seconds, not {type(timeout).__name__}")
-    if not 0 < timeout <= MAX_TIMEOUT:
-        raise ConfigError(
-            f"timeout {timeout} is out of range; use seconds, over 0, at most {MAX_TIMEOUT:.0f}"
-        )
-    return float(timeout)
-
-
-def checked_dialect(dialect: Dialect | str) -> Dialect:
-    """A dialect by its name.
-
-    Args:
-        dialect: ``vk``, ``mailru`` or ``auto``.
-
-    Raises:
-        ConfigError: there is no such dialect.
-    """
-    try:
-        return Dialect(dialect)
-    except ValueError:
-        raise ConfigError(
-            f"dialect {dialect!r} is unknown; use one of vk (body_length counts the body alone), "
-            "mailru (it counts the return_code too), auto (find out with one read)"
-        ) from None
+        return str(Address(self.host, self.port, self.path or ""))
 
 
 def parse_url(url: str) -> Target:
@@ -164,12 +121,13 @@ def _parse_place(url: str, place: str) -> tuple[str, int]:
         raise ConfigError(f"{url!r} names no host; write {_FORMS}")
     if not colon:
         return host, DEFAULT_PORT
-    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+    number = parse_port(port, least=1)
+    if number is None:
         raise ConfigError(
-            f"port {port!r} of {url!r} is not one; use 1..65535, "
+            f"port {port!r} of {url!r} is not one; use 1..{MAX_PORT}, "
             f"or leave the colon out for {DEFAULT_PORT}"
         )
-    return host, int(port)
+    return host, number
 
 
 def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
@@ -195,7 +153,7 @@ def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
         except ValueError:
             raise ConfigError(
                 f"timeout {values['timeout']!r} of {url!r} is not a number; use seconds, "
-                f"over 0, at most {MAX_TIMEOUT:.0f}, as in timeout=2.5"
+                f"over 0, at most {MAX_SECONDS}, as in timeout=2.5"
             ) from None
     return checked_dialect(values.get("dialect", Dialect.VK)), checked_timeout(timeout)
 

@@ -34,10 +34,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-import iproto
 from iproto._fastframe import BUCKET_BOUNDS, CODE_COLUMNS, ROW_OF_UNKNOWN, ROWS, Storage
+from iproto._version import __version__
+from iproto.address import Address, address_of
 from iproto.errors import ConfigError
-from iproto.server.config import Address
 from iproto.server.heartbeat import PERIOD
 from iproto.wire import CloseReason, FuncID, State
 
@@ -188,7 +188,7 @@ class StorageCollector(Collector):
             states.add_metric([state.name], int(state is current))
         yield states
         build = InfoMetricFamily("iproto_build", "What is running")
-        build.add_metric([], {"version": iproto.__version__, "python": platform.python_version()})
+        build.add_metric([], {"version": __version__, "python": platform.python_version()})
         yield build
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         yield GaugeMetricFamily(
@@ -298,8 +298,7 @@ class MetricsEndpoint:
                 f"cannot listen on {address} for metrics: {error.strerror or error}; "
                 "choose another with --metrics-bind, or 'off'"
             ) from None
-        name = self._http.socket.getsockname()
-        self.address = Address(name[0], name[1])
+        self.address = address_of(self._http.socket)
         self._thread = threading.Thread(
             target=self._http.serve_forever,
             kwargs={"poll_interval": 0.1},

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
+from iproto.address import (
+    DEFAULT_HOST,
+    DEFAULT_METRICS_PORT,
+    DEFAULT_PORT,
+    Address,
+    parse_address,
+)
+from iproto.checks import MAX_SECONDS, checked_range
 from iproto.errors import ConfigError
 from iproto.wire import Dialect
 
-DEFAULT_PORT = 8080
 MAX_BODY_CEILING = 1 << 30
 PANIC = 60
 """Level above CRITICAL: with it the log says nothing at all."""
@@ -26,53 +33,6 @@ LOG_LEVELS = {
     "FATAL": logging.CRITICAL,
     "PANIC": PANIC,
 }
-
-
-class Address(NamedTuple):
-    """Where to listen: host and port, or the path of a unix socket."""
-
-    host: str
-    port: int
-    path: str = ""
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-def parse_address(text: str, *, unix: bool = True) -> Address:
-    """Reads ``HOST:PORT``, ``[IPV6]:PORT``, ``:PORT`` (every IPv4 interface) or ``unix:PATH``.
-
-    Args:
-        text: the address; port 0 lets the system choose one.
-        unix: whether the path of a unix socket may be given.
-
-    Raises:
-        ConfigError: the text is none of these.
-    """
-    if text.startswith("unix:"):
-        path = text[len("unix:") :]
-        if not unix:
-            raise ConfigError(f"address {text!r} must be HOST:PORT, not a unix socket")
-        if not path or len(path.encode()) > 100:
-            raise ConfigError(
-                f"address {text!r} needs a path of 1 to 100 bytes after 'unix:', "
-                "for example unix:/run/iproto.sock"
-            )
-        return Address("", 0, path)
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(
-            f"address {text!r} must be HOST:PORT with a port of 0..65535, "
-            "for example 127.0.0.1:8080, [::1]:8080 or :8080 for every IPv4 interface"
-            + (", or unix:PATH" if unix else "")
-        )
-    return Address(host, int(port))
 
 
 def _setting(default: Any, help: str, **metadata: Any) -> Any:
@@ -120,7 +80,7 @@ class Config:
     """
 
     bind: tuple[str, ...] | str = _setting(
-        (f"127.0.0.1:{DEFAULT_PORT}",),
+        (f"{DEFAULT_HOST}:{DEFAULT_PORT}",),
         "address to listen on: HOST:PORT, or unix:PATH; may be given several times",
         metavar="ADDRESS",
         many=True,
@@ -130,7 +90,7 @@ class Config:
         None,
         "address of /metrics, /healthz and /readyz, or 'off'",
         metavar="HOST:PORT",
-        command_line_default="127.0.0.1:8088",
+        command_line_default=f"{DEFAULT_HOST}:{DEFAULT_METRICS_PORT}",
         fixed=True,
     )
     dialect: Dialect | str = _setting(
@@ -229,12 +189,12 @@ class Config:
                 raise ConfigError(
                     f"{field.name} is {value!r}; it must be one of {', '.join(choices)}"
                 )
-        self._check_range("idle_timeout", 0.001, 86_400, "seconds")
-        self._check_range("drain_timeout", 0, 86_400, "seconds")
+        self._check_range("idle_timeout", 0.001, MAX_SECONDS, "seconds")
+        self._check_range("drain_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
         self._check_range("max_calls_per_connection", 1, 65_536, "calls")
         self._check_range("max_calls", 1, 1_000_000, "calls")
-        self._check_range("worker_timeout", 1, 86_400, "seconds")
+        self._check_range("worker_timeout", 1, MAX_SECONDS, "seconds")
         if self.workers not in (None, "auto"):
             if isinstance(self.workers, str) and self.workers.isdecimal():
                 self._put("workers", int(self.workers))
@@ -242,7 +202,7 @@ class Config:
         file = self.storage_file
         if file is not None and (not isinstance(file, str) or not file or "\0" in file):
             raise ConfigError(f"storage_file is {self.storage_file!r}; it must be a path")
-        self._check_range("storage_sync", 0, 86_400, "seconds")
+        self._check_range("storage_sync", 0, MAX_SECONDS, "seconds")
         self._check_range("backlog", 1, 65_535, "connections")
 
     @property
@@ -261,9 +221,5 @@ class Config:
     def _check_range(
         self, name: str, low: float, high: float, unit: str, *, whole: bool = False
     ) -> None:
-        value = getattr(self, name)
         whole = whole or self.__dataclass_fields__[name].type == "int"
-        kinds = (int,) if whole else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
-            number = "a whole number" if whole else "a number"
-            raise ConfigError(f"{name} is {value!r}; it must be {number} of {unit}, {low}..{high}")
+        checked_range(name, getattr(self, name), low, high, unit, whole=whole)

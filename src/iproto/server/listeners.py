@@ -9,8 +9,8 @@ import socket
 import stat
 import sys
 
+from iproto.address import Address, address_of
 from iproto.errors import ConfigError
-from iproto.server.config import Address
 
 
 def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socket]:
@@ -54,14 +54,6 @@ def close(listener: socket.socket) -> None:
     if path:
         with contextlib.suppress(OSError):  # gone, or not ours to remove any more
             os.unlink(path)
-
-
-def address_of(sock: socket.socket) -> Address:
-    """Where a socket is bound."""
-    name = sock.getsockname()
-    if sock.family == socket.AF_UNIX:
-        return Address("", 0, name)
-    return Address(name[0], name[1])
 
 
 def _bind(address: Address, *, share: bool) -> socket.socket:

@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import ServerFrames, Storage
+from iproto.address import address_of
 from iproto.errors import ConfigError
 from iproto.server import listeners, systemd
-from iproto.server.config import Address, Config
+from iproto.server.config import Config
 from iproto.server.connection import Connection
 from iproto.server.heartbeat import Pulse
 from iproto.storage.file import Flusher, open_storage
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
+    from iproto.address import Address
     from iproto.app import App, Calls, Function, Reply
     from iproto.metrics.endpoint import MetricsEndpoint
     from iproto.wire import CloseReason
@@ -96,7 +98,7 @@ class Server:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where the server listens, with the ports that the system chose for port 0."""
-        return tuple(listeners.address_of(listener) for listener in self._listeners)
+        return tuple(address_of(listener) for listener in self._listeners)
 
     @property
     def metrics_address(self) -> Address | None:
@@ -217,7 +219,7 @@ class Server:
             except OSError as error:
                 logger.error(
                     "cannot accept on %s: %s; trying again in %g s",
-                    listeners.address_of(listener),
+                    address_of(listener),
                     error.strerror,
                     ACCEPT_PAUSE,
                 )

@@ -12,8 +12,8 @@ import os
 import socket
 import time
 
+from iproto.address import address_of
 from iproto.errors import ConfigError
-from iproto.server import listeners
 
 logger = logging.getLogger("iproto.server")
 
@@ -93,7 +93,7 @@ def is_given(sock: socket.socket) -> bool:
 
 
 def _where(sock: socket.socket) -> str:
-    return str(listeners.address_of(sock))
+    return str(address_of(sock))
 
 
 def _given_fds() -> range:

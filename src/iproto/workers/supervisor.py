@@ -33,6 +33,7 @@ import time
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import Storage
+from iproto.address import address_of
 from iproto.errors import ConfigError
 from iproto.metrics.endpoint import MetricsEndpoint, WorkersCollector
 from iproto.server import listeners, startup, systemd
@@ -150,7 +151,7 @@ class Supervisor:
 
     @property
     def _where(self) -> str:
-        return ", ".join(str(listeners.address_of(sockets[0])) for sockets in self.pool.listeners)
+        return ", ".join(str(address_of(sockets[0])) for sockets in self.pool.listeners)
 
     def _listen(self) -> None:
         pool = self.pool
