@@ -74,7 +74,7 @@ PERFORMANCE := docs/performance
 
 # Each part prints Markdown, writes JSON, and says PROBLEM of what went wrong; the others go on.
 define bench_part
-$(BIN)/python -m benchmarks.peers.$(1) $(if $(QUICK),--quick) --json $(PERFORMANCE)/$(2).json $(3) >> build/results.md || \
+$(BIN)/python -m benchmarks.peers.$(1) $(if $(QUICK),--quick) --json $(PERFORMANCE)/$(1).json $(2) >> build/results.md || \
 	printf '\nPROBLEM: benchmarks.peers.$(1) failed\n' >> build/results.md
 @echo >> build/results.md
 endef
@@ -83,9 +83,9 @@ endef
 bench: $(BENCH_BUILT) ## Compare with peers, into docs/performance: some 20 minutes; QUICK=1: three
 	@mkdir -p build
 	@printf '# Results\n\nWritten by `make bench`; [what it means](README.md).\n\n' > build/results.md
-	$(call bench_part,run,servers,--plots $(PERFORMANCE))
-	$(call bench_part,clients,clients)
-	$(call bench_part,footprint,footprint)
+	$(call bench_part,servers,--plots $(PERFORMANCE))
+	$(call bench_part,clients)
+	$(call bench_part,footprint)
 	mv build/results.md $(PERFORMANCE)/results.md
 	@! grep '^PROBLEM' $(PERFORMANCE)/results.md
 

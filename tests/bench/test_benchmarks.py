@@ -28,7 +28,7 @@ pytestmark = [
 def compare(results: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.peers.run"),
+            *(sys.executable, "-m", "benchmarks.peers.servers"),
             *("--experiments", "throughput,latency"),
             *("--servers", ",".join(SERVERS)),
             *("--rounds", "1", "--duration", "0.1", "--warmup", "0.02"),

@@ -39,7 +39,7 @@ def run(name: str, folder: Path, *options: str) -> tuple[Any, str]:
 @pytest.fixture
 def client_load() -> Any:
     """Imported only here: where an installed wheel is tested, there are no benchmarks."""
-    return importlib.import_module("benchmarks.peers.client_load")
+    return importlib.import_module("benchmarks.peers.clients.load")
 
 
 def check_summary(summary: Any, only: float) -> None:

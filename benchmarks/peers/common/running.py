@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from benchmarks.peers import watch
-from benchmarks.peers.servers import ROOT, free_port
+from benchmarks.peers.common import watch
+from benchmarks.peers.common.servers import ROOT, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.peers.servers import Server
+    from benchmarks.peers.common.servers import Server
 
 READY_SECONDS = 15.0  # to accept a connection; Tarantool writes a snapshot first
 STOP_SECONDS = 5.0  # to end after SIGTERM, before SIGKILL

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.peers.measure import Cell, Experiment
-from benchmarks.peers.servers import c_server, iproto_server
+from benchmarks.peers.common.measure import Cell, Experiment
+from benchmarks.peers.common.servers import c_server, iproto_server
 
 if TYPE_CHECKING:
     import argparse
 
-    from benchmarks.peers.servers import Server
+    from benchmarks.peers.common.servers import Server
 
 CONNECTIONS = 50  # where their number is not what is asked
 OPEN_LOOP_DEPTH = 256  # in flight on a connection at most: more than a server that keeps up needs

@@ -2,7 +2,7 @@
 
 It prints a line when every one of them has had its reply.
 
-    python -m benchmarks.peers.idle_connections --port PORT --connections 10000
+    python -m benchmarks.peers.footprint.idle_connections --port PORT --connections 10000
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.peers import footprint_figures as figures
-from benchmarks.peers.command_line import build, chosen_from, say, stop_on_signal
-from benchmarks.peers.measure import pins
-from benchmarks.peers.report import environment
-from benchmarks.peers.running import ServerError
-from benchmarks.peers.servers import SERVERS
+from benchmarks.peers.common.command_line import build, chosen_from, say, stop_on_signal
+from benchmarks.peers.common.measure import pins
+from benchmarks.peers.common.report import environment
+from benchmarks.peers.common.running import ServerError
+from benchmarks.peers.common.servers import SERVERS
+from benchmarks.peers.footprint import figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from benchmarks.peers.servers import PEERS
+from benchmarks.peers.common.servers import PEERS
 
 
 def counts(text: str) -> list[int]:

@@ -3,7 +3,7 @@
     python -m benchmarks.peers.clients --quick
     python -m benchmarks.peers.clients --rounds 5 --json clients.json
 
-Every measurement is a process of its own (`client_load`), which fills the slots, then gets strings
+Every measurement is a process of its own (`clients.load`), which fills the slots, then gets strings
 and compares each with what it wrote. All servers run all the time, and one client is measured
 after the other, so that a machine's drift meets all of them alike. With two cores or more the
 servers have one and the client another. What counts is the client's CPU time for a value: other
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.peers.client_report import (
+from benchmarks.peers.clients.report import (
     Cell,
     Measurement,
     Results,
@@ -32,11 +32,11 @@ from benchmarks.peers.client_report import (
     judged,
     tables,
 )
-from benchmarks.peers.command_line import build, chosen_from, counts, say, stop_on_signal
-from benchmarks.peers.measure import LoadError, last_words_of, pins, run_load
-from benchmarks.peers.report import environment
-from benchmarks.peers.running import Running, ServerError, running
-from benchmarks.peers.servers import SERVERS, needs_modules, packages
+from benchmarks.peers.common.command_line import build, chosen_from, counts, say, stop_on_signal
+from benchmarks.peers.common.measure import LoadError, last_words_of, pins, run_load
+from benchmarks.peers.common.report import environment
+from benchmarks.peers.common.running import Running, ServerError, running
+from benchmarks.peers.common.servers import SERVERS, needs_modules, packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,7 +176,7 @@ def group_of(client: Client, call: str, in_flight: int) -> str:
 def measure(
     cell: Cell, server: Running, pin: list[str], options: argparse.Namespace
 ) -> Measurement:
-    command = [*pin, sys.executable, "-m", "benchmarks.peers.client_load"]
+    command = [*pin, sys.executable, "-m", "benchmarks.peers.clients.load"]
     for name, value in (
         ("client", cell.client),
         ("call", cell.call),

@@ -21,11 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.peers import watch
-from benchmarks.peers.greeting import FUNC_ID, GREETING, NAME
-from benchmarks.peers.measure import pins
-from benchmarks.peers.running import STOP_SECONDS, Running, running
-from benchmarks.peers.servers import (
+from benchmarks.peers.common import watch
+from benchmarks.peers.common.measure import pins
+from benchmarks.peers.common.running import STOP_SECONDS, Running, running
+from benchmarks.peers.common.servers import (
     BUILD,
     ROOT,
     SERVERS,
@@ -34,6 +33,7 @@ from benchmarks.peers.servers import (
     needs_modules,
     program,
 )
+from benchmarks.peers.footprint.greeting import FUNC_ID, GREETING, NAME
 
 if TYPE_CHECKING:
     import argparse
@@ -213,7 +213,7 @@ def memory(options: argparse.Namespace) -> dict[str, float]:
 def idle_connections(port: int, count: int) -> Iterator[None]:
     arguments = ["--port", str(port), "--connections", str(count)]
     with subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.peers.idle_connections", *arguments],
+        [sys.executable, "-m", "benchmarks.peers.footprint.idle_connections", *arguments],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -354,7 +354,7 @@ def scraping(port: int, every: float | None) -> Iterator[None]:
         scraper.result()
 
 
-GRPC = [sys.executable, "-m", "benchmarks.peers.grpc_function"]
+GRPC = [sys.executable, "-m", "benchmarks.peers.footprint.grpc_function"]
 GRPC_SERVER = dataclasses.replace(
     SERVERS["grpc"], command=lambda port: [*GRPC, "serve", "--port", str(port)]
 )
@@ -371,7 +371,9 @@ def function(options: argparse.Namespace) -> dict[str, float]:
     import iproto
 
     server_pin = pins()[0]
-    with running(iproto_server("benchmarks.peers.function_app:app"), server_pin) as server:
+    with running(
+        iproto_server("benchmarks.peers.footprint.function_app:app"), server_pin
+    ) as server:
         with iproto.Client(f"iproto://127.0.0.1:{server.port}") as client:
             reply = client.call(FUNC_ID, NAME)
         if reply != GREETING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PEERS = Path(__file__).resolve().parent
+PEERS = Path(__file__).resolve().parents[1]
 BUILD = PEERS.parent / "build"
 ROOT = PEERS.parent.parent
 
@@ -106,8 +106,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def python_module(name: str) -> Callable[[int], list[str]]:
-    module = f"benchmarks.peers.{name}"
+def own_server(name: str) -> Callable[[int], list[str]]:
+    module = f"benchmarks.peers.own.{name}"
     return lambda port: [sys.executable, "-m", module, "--port", str(port)]
 
 
@@ -198,7 +198,7 @@ SERVERS = {
             name="tarantool",
             about="Tarantool, memtx, no write-ahead log; SELECT, REPLACE by primary key",
             protocol="tarantool",
-            command=lambda port: ["tarantool", str(PEERS / "tarantool.lua"), str(port)],
+            command=lambda port: ["tarantool", str(PEERS / "own" / "tarantool.lua"), str(port)],
             missing=needs_program("tarantool"),
             version=program_version("tarantool"),
         ),
@@ -206,7 +206,7 @@ SERVERS = {
             name="asyncio",
             about="plain asyncio.Protocol, struct and msgpack; the same protocol",
             protocol="iproto",
-            command=python_module("plain_asyncio_server"),
+            command=own_server("plain_asyncio_server"),
             missing=needs_modules("msgpack"),
             version=packages("msgpack", "uvloop"),
         ),
@@ -214,7 +214,7 @@ SERVERS = {
             name="grpc",
             about="grpc.aio, the same bodies as raw bytes; driven by a Python client",
             protocol="grpc",
-            command=python_module("grpc_server"),
+            command=own_server("grpc_server"),
             missing=needs_modules("grpc", "msgpack"),
             version=packages("grpcio"),
             # 50 connections of depth 256 are 12,800 calls in flight: seconds of work for it.

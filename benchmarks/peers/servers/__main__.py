@@ -1,8 +1,8 @@
 """Compare servers: drive each with the same load, in interleaved rounds.
 
-    python -m benchmarks.peers.run --quick
-    python -m benchmarks.peers.run --experiments throughput --servers iproto,redis --rounds 5
-    python -m benchmarks.peers.run --json results.json --plots plots > results.md
+    python -m benchmarks.peers.servers --quick
+    python -m benchmarks.peers.servers --experiments throughput --servers iproto,redis --rounds 5
+    python -m benchmarks.peers.servers --json results.json --plots plots > results.md
 
 A machine's speed drifts, so every round visits every server, and what counts is the ratio of
 medians by CPU second of the server, not a figure by itself. With two cores or more a server has
@@ -20,12 +20,13 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.peers.command_line import build, chosen_from, counts, say, stop_on_signal
-from benchmarks.peers.experiments import EXPERIMENTS
-from benchmarks.peers.measure import Timing, pins, run_rounds
-from benchmarks.peers.plots import draw
-from benchmarks.peers.report import as_json, environment, section
-from benchmarks.peers.servers import SERVERS
+from benchmarks.peers.common.command_line import build, chosen_from, counts, say, stop_on_signal
+from benchmarks.peers.common.measure import Timing, pins, run_rounds
+from benchmarks.peers.common.report import environment
+from benchmarks.peers.common.servers import SERVERS
+from benchmarks.peers.servers.experiments import EXPERIMENTS
+from benchmarks.peers.servers.plots import draw
+from benchmarks.peers.servers.report import as_json, section
 
 MIXES = ("read", "write", "mixed")
 MAX_VALUE_SIZE = 256  # what a slot of iproto's storage holds
@@ -33,7 +34,7 @@ MAX_VALUE_SIZE = 256  # what a slot of iproto's storage holds
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.peers.run",
+        prog="python -m benchmarks.peers.servers",
         description="Compare servers under the same load; print Markdown.",
         epilog="servers: " + "; ".join(f"{s.name}: {s.about}" for s in SERVERS.values()),
     )
@@ -115,7 +116,7 @@ def main() -> int:
         "servers": "; ".join(f"{server.name} ({server.version()})" for server in servers),
         "left out": "; ".join(left_out) or "none",
         "cores": describe_cores(),
-        "command": f"`{shlex.join(['python', '-m', 'benchmarks.peers.run', *sys.argv[1:]])}`",
+        "command": f"`{shlex.join(['python', '-m', 'benchmarks.peers.servers', *sys.argv[1:]])}`",
         "rounds": f"{timing.rounds} of {timing.duration:g} s a cell, interleaved; "
         "medians, in parentheses the least and the greatest",
         "values": f"{options.value_size} bytes",

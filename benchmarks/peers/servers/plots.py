@@ -7,13 +7,14 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.report import OURS, by_server, microseconds
-from benchmarks.peers.servers import SERVERS
+from benchmarks.peers.common.report import OURS
+from benchmarks.peers.common.servers import SERVERS
+from benchmarks.peers.servers.report import by_server, microseconds
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.peers.measure import Results, Summary
+    from benchmarks.peers.common.measure import Results, Summary
 
 # Colours that stay apart for the colour-blind (Okabe and Ito), and a sign beside each.
 STYLES = {

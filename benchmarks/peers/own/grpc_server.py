@@ -3,7 +3,7 @@
 Handlers are generic and take and give raw bytes, the very MsgPack bodies that iproto's functions
 have: no protobuf is encoded or decoded, so what is measured is gRPC itself.
 
-    python -m benchmarks.peers.grpc_server --port PORT
+    python -m benchmarks.peers.own.grpc_server --port PORT
 """
 
 import argparse

@@ -4,7 +4,7 @@ It fills the 1000 slots, keeps some calls in flight until the time is up, and pr
 values came, in how many seconds, and how much CPU time this process took. Every value is compared
 with what was written. The asyncio clients all run on uvloop.
 
-    python -m benchmarks.peers.client_load --client redis-py --call get --in-flight 50 --port PORT
+    python -m benchmarks.peers.clients.load --client redis-py --call get --in-flight 50 --port PORT
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.peers.grpc_load import value_of
+from benchmarks.peers.load.grpc_load import value_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

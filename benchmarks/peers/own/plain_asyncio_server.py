@@ -4,7 +4,7 @@ A comparison, not a part of iproto: it shows what a server without a native fram
 Every frame is a few Python calls; what can be had for free is taken: no StreamReader, one write
 for all replies to a received chunk, msgpack's C extension, uvloop when it is installed.
 
-    python -m benchmarks.peers.plain_asyncio_server --port PORT
+    python -m benchmarks.peers.own.plain_asyncio_server --port PORT
 """
 
 import argparse

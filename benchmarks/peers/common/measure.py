@@ -11,15 +11,15 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from benchmarks.peers.command_line import say
-from benchmarks.peers.running import ServerError, running
-from benchmarks.peers.servers import BUILD, ROOT
+from benchmarks.peers.common.command_line import say
+from benchmarks.peers.common.running import ServerError, running
+from benchmarks.peers.common.servers import BUILD, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from benchmarks.peers.running import Running
-    from benchmarks.peers.servers import Server
+    from benchmarks.peers.common.running import Running
+    from benchmarks.peers.common.servers import Server
 
 BUSY = 0.9  # of a core: less than this, and it was not the server that was the limit
 HELD = 0.99  # of the requests that were due, answered in time: the server holds the rate
@@ -147,7 +147,7 @@ def pins() -> tuple[list[str], list[str]]:
 
 def load_command(running: Running, cell: Cell, value_size: int, timing: Timing) -> list[str]:
     if running.server.protocol == "grpc":
-        command = [sys.executable, "-m", "benchmarks.peers.grpc_load"]
+        command = [sys.executable, "-m", "benchmarks.peers.load.grpc_load"]
     else:
         command = [str(BUILD / "load"), "--json", "--protocol", running.server.protocol]
     options = {

@@ -4,8 +4,8 @@ Strings go as UTF-8 bytes without protobuf, so what is measured is gRPC itself. 
 what `load` prints, and checks every reply; it costs about as much CPU time as the server. Both
 run on uvloop, which made the server some 20 % faster than asyncio's own loop.
 
-    python -m benchmarks.peers.grpc_function serve --port PORT
-    python -m benchmarks.peers.grpc_function load --port PORT --connections 50 --depth 16
+    python -m benchmarks.peers.footprint.grpc_function serve --port PORT
+    python -m benchmarks.peers.footprint.grpc_function load --port PORT --connections 50 --depth 16
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.peers.greeting import GREETING, NAME, greet
+from benchmarks.peers.footprint.greeting import GREETING, NAME, greet
 
 SERVICE = "iproto.Greeter"
 

@@ -3,7 +3,7 @@
 It is a Python client, for want of a C one without protoc, and costs about as much CPU as the
 server it drives: look at `load_cpu` before calling a figure the server's limit.
 
-    python -m benchmarks.peers.grpc_load --port PORT --connections 50 --depth 1 --mix read
+    python -m benchmarks.peers.load.grpc_load --port PORT --connections 50 --depth 1 --mix read
 """
 
 import argparse
@@ -20,8 +20,8 @@ from typing import Any
 
 import msgpack
 
-from benchmarks.peers import watch
-from benchmarks.peers.grpc_server import SERVICE, SLOTS
+from benchmarks.peers.common import watch
+from benchmarks.peers.own.grpc_server import SERVICE, SLOTS
 
 LEVELS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 PREFILL_IN_FLIGHT = 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import asdict, dataclass
 
-from benchmarks.peers.report import LIMIT, short
+from benchmarks.peers.common.report import LIMIT, short
 
 
 @dataclass(frozen=True)
