@@ -16,10 +16,15 @@ declares to Cython what the other parts use of it.
     check       laying out a store, checking and repairing it
     scratch     memory in which chunks are received and replies are built
     arguments   what callers give, as C has it
+    execute     the rules of the functions over the store: (store, Op) to Result
     storage     Storage: slots and a state over a buffer
-    bodies      what the bodies of the built-in functions may look like
+    decode      Request to Op: which bodies the functions over the store take
+    hold        one hold of the lock for several frames
+    reply       Result to bytes
     buffer      bytes that wait, in and out
+    socket      receiving and sending
     server      ServerFrames: frames in, replies out
+    scan        bytes to Requests, and who answers each
     client      ClientFrames: requests out, replies in
 
 The way of the data, on the server: ``ServerFrames.receive`` takes what a socket
@@ -39,11 +44,12 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.dict cimport PyDict_GetItem
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
@@ -53,28 +59,29 @@ import os
 
 from iproto.errors import (
     DialectError,
-    OutOfRangeError,
-    OverloadedError,
     ProtocolError,
-    LockedError,
-    ReadOnlyError,
     TextError,
     error_from_reply,
 )
 from iproto.wire import CloseReason, FuncID, Header, Response, ReturnCode, State
 
 include "fastframe/layout.pxi"
-include "fastframe/numbers.pxi"
-include "fastframe/counters.pxi"
-include "fastframe/limits.pxi"
 include "fastframe/lock.pxi"
 include "fastframe/slots.pxi"
+include "fastframe/wire.pxi"
+include "fastframe/numbers.pxi"
+include "fastframe/limits.pxi"
+include "fastframe/counters.pxi"
 include "fastframe/check.pxi"
 include "fastframe/scratch.pxi"
 include "fastframe/arguments.pxi"
+include "fastframe/execute.pxi"
 include "fastframe/storage.pxi"
-include "fastframe/wire.pxi"
-include "fastframe/bodies.pxi"
+include "fastframe/decode.pxi"
+include "fastframe/hold.pxi"
+include "fastframe/reply.pxi"
 include "fastframe/buffer.pxi"
+include "fastframe/socket.pxi"
 include "fastframe/server.pxi"
+include "fastframe/scan.pxi"
 include "fastframe/client.pxi"

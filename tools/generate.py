@@ -222,7 +222,6 @@ def extension_numbers(schema: Schema) -> str:
         "cdef dict STATE_OF = {",
         *(f"    {entry['name']}: State.{entry['name']}," for entry in states),
         "}",
-        "cdef dict WORD_OF = {state: word for word, state in STATE_OF.items()}",
         "cdef dict ROW_OF_SWITCH = {",
         *(f"    State.{entry['name']}: ROW_{switches[entry['switch']]}," for entry in states),
         "}",

@@ -1,14 +1,14 @@
+# What callers give, as C has it.
+
 cdef int64_t as_int64(number) except? -1:
-    """An int as C has it; any that does not fit becomes INT64_MAX.
+    """An int as C has it; one that does not fit becomes INT64_MAX or INT64_MIN.
 
     What is checked must be what is used: the operators of a subclass of int can
     say anything. And no float is cut to an int.
     """
-    number = PyNumber_Index(number)
-    try:
-        return number
-    except OverflowError:
-        return INT64_MAX
+    cdef int overflow = 0
+    cdef int64_t value = PyLong_AsLongLongAndOverflow(PyNumber_Index(number), &overflow)
+    return INT64_MAX if overflow > 0 else INT64_MIN if overflow < 0 else value
 
 
 cdef int64_t slot_index(index) except? -1:

@@ -68,7 +68,6 @@ cdef dict STATE_OF = {
     READ_ONLY: State.READ_ONLY,
     MAINTENANCE: State.MAINTENANCE,
 }
-cdef dict WORD_OF = {state: word for word, state in STATE_OF.items()}
 cdef dict ROW_OF_SWITCH = {
     State.READ_WRITE: ROW_SWITCH_READWRITE,
     State.READ_ONLY: ROW_SWITCH_READONLY,

@@ -143,19 +143,10 @@ cdef class Storage:
             LockedError: the storage is in MAINTENANCE.
             OverloadedError: the lock was not to be had within a second.
         """
-        cdef int i = self._index(index)
-        cdef uint8_t[SLOT_BYTES] copy
-        cdef uint32_t length = 0
-        if not acquire_read(&self.handle):
-            raise OverloadedError(LOCK_TEXT.decode())
-        cdef uint32_t state = load_relaxed(&self.handle.store.state)
-        if state != MAINTENANCE:
-            length = slot_length(&self.handle.slots[i])
-            memcpy(copy, slot_bytes(&self.handle.slots[i]), length)
-        release_read(&self.handle)
-        if state == MAINTENANCE:
-            raise LockedError(MAINTENANCE_TEXT.decode())
-        return PyBytes_FromStringAndSize(<char*>copy, length)
+        cdef Op op
+        op.row = ROW_READ
+        op.index = as_int64(index)
+        return execute_alone(&self.handle, &op)
 
     def replace(self, index, bytes content not None):
         """Writes a slot.
@@ -166,24 +157,16 @@ cdef class Storage:
 
         Raises:
             OutOfRangeError: no such slot.
-            ValueError: the content is too long.
+            IllegalParamsError: the content is too long.
             ReadOnlyError, LockedError: the state forbids it.
             OverloadedError: the lock was not to be had within a second.
         """
-        cdef int i = self._index(index)
-        if len(content) > SLOT_BYTES:
-            raise ValueError(f"string of {len(content)} bytes is over the limit of {SLOT_BYTES}")
-        if not acquire_write(&self.handle):
-            raise OverloadedError(LOCK_TEXT.decode())
-        cdef uint32_t state = load_relaxed(&self.handle.store.state)
-        if state == READ_WRITE:
-            slot_write(&self.handle, i, <const uint8_t*>PyBytes_AS_STRING(content),
-                       <uint32_t>PyBytes_GET_SIZE(content))
-        release_write(&self.handle)
-        if state == READ_ONLY:
-            raise ReadOnlyError(READ_ONLY_TEXT.decode())
-        if state == MAINTENANCE:
-            raise LockedError(MAINTENANCE_TEXT.decode())
+        cdef Op op
+        op.row = ROW_REPLACE
+        op.index = as_int64(index)
+        op.text = <const uint8_t*>PyBytes_AS_STRING(content)
+        op.length = PyBytes_GET_SIZE(content)
+        execute_alone(&self.handle, &op)
 
     @property
     def state(self):
@@ -198,11 +181,9 @@ cdef class Storage:
             ValueError: not a state.
             OverloadedError: the lock was not to be had within a second.
         """
-        cdef uint32_t wanted = WORD_OF[State(state)]
-        if not acquire_write(&self.handle):
-            raise OverloadedError(LOCK_TEXT.decode())
-        store_release(&self.handle.store.state, wanted)
-        release_write(&self.handle)
+        cdef Op op
+        op.row = ROW_OF_SWITCH[State(state)]
+        execute_alone(&self.handle, &op)
 
     def recover(self, worker):
         """Frees what a worker that is dead left locked, and closes its connections' books.
@@ -272,13 +253,6 @@ cdef class Storage:
         """A connection ended, for this :class:`iproto.wire.CloseReason`."""
         cdef int column = CloseReason(reason)
         self.handle.me.closed[column] += 1
-
-    cdef int _index(self, index) except -1:
-        index = PyNumber_Index(index)
-        cdef int64_t value = as_int64(index)
-        if not 0 <= value < SLOTS:
-            raise OutOfRangeError(f"index {index} is outside 0..{SLOTS - 1}")
-        return <int>value
 
     cdef int _area(self, worker) except -1:
         """Index of a worker's area."""

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from iproto import _fastframe as ff
-from iproto.errors import Error, LockedError, OutOfRangeError, OverloadedError, ReadOnlyError
+from iproto.errors import (
+    Error,
+    IllegalParamsError,
+    LockedError,
+    OutOfRangeError,
+    OverloadedError,
+    ReadOnlyError,
+)
 from iproto.wire import (
     HEADER_BYTES,
     SLOT_BYTES,
@@ -99,7 +106,7 @@ def test_contents_of_every_length_are_kept_as_they_are(size: int) -> None:
 def test_content_over_the_limit_is_refused_and_changes_nothing() -> None:
     storage = ff.Storage()
     storage.replace(5, b"kept")
-    with pytest.raises(ValueError, match="string of 257 bytes is over the limit of 256"):
+    with pytest.raises(IllegalParamsError, match="string of 257 bytes is over the limit of 256"):
         storage.replace(5, b"x" * (SLOT_BYTES + 1))
     assert storage.read(5) == b"kept"
     assert storage.read(6) == b""

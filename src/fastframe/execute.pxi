@@ -1,0 +1,158 @@
+# The rules of the built-in functions over the store: one Op in, one Result out.
+# Frames of a connection and the methods of Storage both come through here.
+#
+# Checked in this order: the body, the lock, the storage's state, the index. So a write
+# to an index that does not exist tells the state and changes nothing, which
+# is how `iproto state` finds it out.
+
+cdef struct Op:
+    int row  # of the function, in the counters: ROW_SWITCH_READONLY to ROW_READ
+    int64_t index
+    const uint8_t* text
+    uint64_t length
+
+# Of an OK the text is what the slot holds, to be copied under the lock; NULL stands
+# for nil. Of any other code it says what is wrong.
+cdef struct Result:
+    uint32_t code
+    uint32_t length
+    const uint8_t* text
+    char[ERROR_TEXT] made  # holds a text that has numbers in it
+
+cdef const char* READ_ONLY_TEXT = (
+    b"storage is READ_ONLY: writes are refused until it is switched to READ_WRITE (0x00010002)"
+)
+cdef const char* MAINTENANCE_TEXT = (
+    b"storage is in MAINTENANCE: reads and writes are refused until it is switched to "
+    b"READ_WRITE (0x00010002) or READ_ONLY (0x00010001)"
+)
+cdef const char* LOCK_TEXT = b"the storage's lock was not to be had within a second, try again"
+
+
+cdef inline void execute(const handle_t* h, const Op* op, bint locked,
+                         Result* result) noexcept nogil:
+    """Executes one operation.
+
+    Args:
+        locked: whether the lock is held that the operation needs; False if it was
+            waited for in vain.
+    """
+    if op.row == ROW_READ:
+        execute_read(h, op, locked, result)
+    elif op.row == ROW_REPLACE:
+        execute_replace(h, op, locked, result)
+    else:
+        execute_switch(h, op, locked, result)
+
+
+cdef inline void execute_read(const handle_t* h, const Op* op, bint locked,
+                              Result* result) noexcept nogil:
+    cdef uint32_t state
+    cdef slot_t* slot
+    if not locked:
+        refuse(result, OVERLOADED, LOCK_TEXT)
+        return
+    state = load_relaxed(&h.store.state)
+    if state != READ_WRITE and state != READ_ONLY:
+        refuse_state(result, state)
+    elif not 0 <= op.index < SLOTS:
+        refuse_index(result, op.index)
+    else:
+        slot = &h.slots[op.index]
+        result.code = OK
+        result.text = slot_bytes(slot)
+        result.length = slot_length(slot)
+
+
+cdef inline void execute_replace(const handle_t* h, const Op* op, bint locked,
+                                 Result* result) noexcept nogil:
+    cdef uint32_t state
+    if op.length > SLOT_BYTES:
+        refuse_length(result, op.length)
+        return
+    if not locked:
+        refuse(result, OVERLOADED, LOCK_TEXT)
+        return
+    state = load_relaxed(&h.store.state)
+    if state != READ_WRITE:
+        refuse_state(result, state)
+    elif not 0 <= op.index < SLOTS:
+        refuse_index(result, op.index)
+    else:
+        slot_write(h, <uint32_t>op.index, op.text, <uint32_t>op.length)
+        succeed(result)
+
+
+cdef inline void execute_switch(const handle_t* h, const Op* op, bint locked,
+                                Result* result) noexcept nogil:
+    if not locked:
+        refuse(result, OVERLOADED, LOCK_TEXT)
+        return
+    if op.row == ROW_SWITCH_READONLY:
+        store_release(&h.store.state, READ_ONLY)
+    elif op.row == ROW_SWITCH_READWRITE:
+        store_release(&h.store.state, READ_WRITE)
+    else:
+        store_release(&h.store.state, MAINTENANCE)
+    succeed(result)
+
+
+cdef inline void succeed(Result* result) noexcept nogil:
+    """OK, with nil."""
+    result.code = OK
+    result.text = NULL
+    result.length = 0
+
+
+cdef void refuse(Result* result, uint32_t code, const char* text) noexcept nogil:
+    result.code = code
+    result.text = <const uint8_t*>text
+    result.length = <uint32_t>strlen(text)
+
+
+cdef void refuse_state(Result* result, uint32_t state) noexcept nogil:
+    if state == READ_ONLY:
+        refuse(result, READ_ONLY_CODE, READ_ONLY_TEXT)
+    elif state == MAINTENANCE:
+        refuse(result, LOCKED, MAINTENANCE_TEXT)
+    else:
+        snprintf(result.made, ERROR_TEXT,
+                 b"the storage is damaged: its state is 0x%08x; a switch sets it anew", state)
+        refuse(result, INTERNAL, result.made)
+
+
+cdef void refuse_index(Result* result, int64_t index) noexcept nogil:
+    if index == INT64_MAX:
+        snprintf(result.made, ERROR_TEXT, b"index of 2^63-1 or more is outside 0..%d", SLOTS - 1)
+    else:
+        snprintf(result.made, ERROR_TEXT, b"index %lld is outside 0..%d", <long long>index,
+                 SLOTS - 1)
+    refuse(result, NUMBER_OUT_OF_RANGE, result.made)
+
+
+cdef void refuse_length(Result* result, uint64_t length) noexcept nogil:
+    snprintf(result.made, ERROR_TEXT, b"string of %llu bytes is over the limit of %d",
+             <unsigned long long>length, SLOT_BYTES)
+    refuse(result, ILLEGAL_PARAMS, result.made)
+
+
+cdef bytes execute_alone(const handle_t* h, const Op* op):
+    """Executes one operation under a lock of its own; returns a slot's bytes, or None.
+
+    Raises:
+        Error: of the code that a frame would be answered with, and with its text.
+    """
+    cdef Result result
+    cdef uint8_t[SLOT_BYTES] text
+    cdef bint reads = op.row == ROW_READ
+    cdef bint locked = acquire_read(h) if reads else acquire_write(h)
+    execute(h, op, locked, &result)
+    if result.code == OK and result.text != NULL:
+        memcpy(text, result.text, result.length)
+    if locked and reads:
+        release_read(h)
+    elif locked:
+        release_write(h)
+    if result.code != OK:
+        raise error_from_reply(result.code, result.text[:result.length].decode())
+    return PyBytes_FromStringAndSize(<char*>text, result.length) if reads else None

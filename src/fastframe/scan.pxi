@@ -1,0 +1,156 @@
+# Chunks to requests, and who answers each. Functions of ServerFrames whose class would
+# be too long with them.
+
+cdef enum:
+    FRAME
+    PARTIAL  # its end has not come yet
+    TOO_LONG
+
+cdef const char* PING_PARAMS_TEXT = b"PING takes an empty body"
+cdef const char* SHUTDOWN_PARAMS_TEXT = b"SHUTDOWN takes an empty body"
+
+
+cdef inline int next_frame(const uint8_t* data, size_t left, uint32_t max_body,
+                           Request* request) noexcept nogil:
+    """Looks at the frame that the data begins with: FRAME, PARTIAL or TOO_LONG."""
+    if left < HEADER_BYTES:
+        return PARTIAL
+    request.func_id = load_le32(data)
+    request.length = load_le32(data + 4)
+    request.request_id = load_le32(data + 8)
+    request.body = data + HEADER_BYTES
+    if request.length > max_body:
+        return TOO_LONG
+    return FRAME if left - HEADER_BYTES >= request.length else PARTIAL
+
+
+cdef size_t scan(ServerFrames self, const uint8_t* data, size_t size,
+                 uint8_t* out_limit) except? 0:
+    """Answers frame after frame; returns the bytes that it is done with."""
+    cdef const handle_t* h = &self.storage.handle
+    cdef size_t at = 0
+    cdef Request request
+    cdef Hold hold
+    cdef int found, row
+    hold.kind = HOLDS_NOTHING
+    hold.frames = hold.reads = hold.in_vain = 0
+    try:
+        while True:
+            found = next_frame(data + at, size - at, self.max_body, &request)
+            if self.out >= out_limit and size - at >= HEADER_BYTES:
+                self.status |= MORE
+                break
+            if found != FRAME:
+                if found == TOO_LONG:
+                    let_go(&hold, h)
+                    refuse_body(self, &request)
+                break
+            row = row_of_storage(request.func_id)
+            if row >= 0:
+                answer(self, h, &request, row, &hold)
+            else:
+                # Python objects are made in here: not under the lock.
+                let_go(&hold, h)
+                if not answer_other(self, &request):
+                    break
+            at += HEADER_BYTES + request.length
+    finally:
+        let_go(&hold, h)
+    return size if self.status & CLOSING else at
+
+
+cdef inline void answer(ServerFrames self, const handle_t* h, const Request* request, int row,
+                        Hold* hold) noexcept:
+    """A function over the store: decode, execute, reply."""
+    cdef Op op
+    cdef Result result
+    if decode(request, row, &op, &result):
+        execute(h, &op, hold_for(hold, h, row), &result)
+    reply(self, request, row, &result)
+
+
+cdef inline void reply(ServerFrames self, const Request* request, int row,
+                       const Result* result) noexcept:
+    self.out = put_result(self.out, request, result, self.mailru)
+    count(self, row, COLUMN_OK if result.code == OK else column_of(result.code))
+
+
+cdef inline void count(ServerFrames self, int row, int column) noexcept:
+    self.storage.handle.me.requests[row][column] += 1
+    if row < FIRST_USER:  # users' calls are timed when they are answered
+        self.done[row] += 1
+
+
+cdef void fail(ServerFrames self, const Request* request, int row, uint32_t code,
+               const char* text) noexcept:
+    cdef Result result
+    refuse(&result, code, text)
+    reply(self, request, row, &result)
+
+
+cdef bint answer_other(ServerFrames self, const Request* request) except -1:
+    """PING, SHUTDOWN, users' functions and unknown ones; False: stop here."""
+    cdef PyObject* row
+    cdef char[ERROR_TEXT] text
+    if request.func_id == PING:
+        if request.length:
+            fail(self, request, ROW_PING, ILLEGAL_PARAMS, PING_PARAMS_TEXT)
+        else:
+            self.out = put_header(self.out, PING, 0, request.request_id)
+            count(self, ROW_PING, COLUMN_OK)
+        return True
+    if request.func_id == SHUTDOWN:
+        if request.length:
+            fail(self, request, ROW_SHUTDOWN, ILLEGAL_PARAMS, SHUTDOWN_PARAMS_TEXT)
+            return True
+        count(self, ROW_SHUTDOWN, COLUMN_OK)
+        self.final_bytes = PyBytes_FromStringAndSize(
+            <const char*>request.body - HEADER_BYTES, HEADER_BYTES
+        )
+        self.storage.handle.me.bytes_out += HEADER_BYTES
+        begin_close(self, CloseReason.SHUTDOWN)
+        return False
+    row = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
+    if row == NULL:
+        snprintf(text, ERROR_TEXT, b"no function 0x%08x here", request.func_id)
+        fail(self, request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, text)
+        return True
+    if self.running >= self.max_calls:
+        self.status |= MORE | FULL
+        return False
+    self.calls.append((
+        request.func_id,
+        request.request_id,
+        PyBytes_FromStringAndSize(<const char*>request.body, request.length),
+        self.arrived,
+    ))
+    self.running += 1
+    self.status |= CALLS
+    return True
+
+
+cdef void begin_close(ServerFrames self, reason) noexcept:
+    """No frame after this one is looked at."""
+    self.status = (self.status | CLOSING) & ~(MORE | FULL)
+    self.close_reason = reason
+
+
+cdef int refuse_body(ServerFrames self, const Request* request) except -1:
+    cdef char[ERROR_TEXT] text
+    snprintf(text, ERROR_TEXT,
+             b"body of %u bytes is over the limit of %u; closing the connection, "
+             b"for what follows cannot be told apart", request.length, self.max_body)
+    fail(self, request, row_of(self.functions, request.func_id), ILLEGAL_PARAMS, text)
+    begin_close(self, CloseReason.BODY_TOO_LARGE)
+    return 0
+
+
+cdef int row_of(dict functions, uint32_t func_id) except -1:
+    """Counter row of any function."""
+    cdef PyObject* row
+    if row_of_storage(func_id) >= 0:
+        return row_of_storage(func_id)
+    if func_id == PING or func_id == SHUTDOWN:
+        return ROW_PING + (func_id - PING)
+    row = PyDict_GetItem(functions, func_id)
+    return <object>row if row != NULL else ROW_UNKNOWN
