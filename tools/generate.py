@@ -149,6 +149,18 @@ def functions_enum(schema: Schema) -> list[str]:
     return made
 
 
+def refusals(schema: Schema) -> list[str]:
+    names = [code["name"] for code in errors(schema) if not code.get("may_have_executed")]
+    return [
+        "REFUSALS = frozenset(",
+        "    {",
+        *(f"        ReturnCode.{name}," for name in names),
+        "    }",
+        ")",
+        '"""Return codes that say that the request was not executed."""',
+    ]
+
+
 def close_reasons_enum(schema: Schema) -> list[str]:
     made = []
     for number, entry in enumerate(schema["close_reason"]):
@@ -339,13 +351,14 @@ def states_table(schema: Schema) -> list[str]:
 
 def errors_table(schema: Schema) -> list[str]:
     return table(
-        "code | name | class | retryable | who acts",
+        "code | name | class | retryable | may have executed | who acts",
         (
             (
                 f"`{c['code']:#06x}`",
                 c["name"],
                 f"`{c['exception']}`",
                 "yes" if c["code"] & 0xFF == 1 else "no",
+                "yes" if c.get("may_have_executed") else "no",
                 c["who_acts"],
             )
             for c in errors(schema)
@@ -366,6 +379,7 @@ BLOCKS: dict[str, dict[str, Callable[[Schema], Iterable[str]]]] = {
         "functions": functions_enum,
         "statuses": members("status", "value", "{}", "means"),
         "return codes": members("return_code", "code", "0x{:04X}", "when"),
+        "refusals": refusals,
         "states": members("state", "value", "{}", ""),
         "close reasons": close_reasons_enum,
     },

@@ -581,4 +581,9 @@ cdef str error_text(const uint8_t* body, uint32_t size):
     c.end = body + size
     if body == NULL or read_str(&c, &text, &length) != 0:
         return f"(the reply has no text, but {size} other bytes)" if size else "(no text)"
-    return text[:length].decode("utf-8", "backslashreplace")
+    if length <= PEER_TEXT:
+        return text[:length].decode("utf-8", "backslashreplace")
+    cdef uint32_t kept = PEER_TEXT
+    while text[kept] & 0xC0 == 0x80 and kept > PEER_TEXT - 4:  # not within a character
+        kept -= 1
+    return text[:kept].decode("utf-8", "backslashreplace") + f"... (cut: {length} bytes in all)"

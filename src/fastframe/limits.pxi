@@ -12,6 +12,9 @@ cdef enum:
     # MsgPack head, and a slot or an error text (ERROR_TEXT at most).
     REPLY_LIMIT = 512
     ERROR_TEXT = 240
+    # Bytes of a server's error text that an exception carries: more is nothing to read,
+    # and a reply may bring many MiB.
+    PEER_TEXT = 4096
     # Frames executed under one hold of the lock. Taking it costs about half of
     # a slot read; 64 frames hold it for some 3 us, which is what a writer waits.
     FRAMES_A_HOLD = 64

@@ -18,7 +18,10 @@
 
 from __future__ import annotations
 
-from iproto.wire import CompletionStatus, ReturnCode
+import re
+from typing import Any
+
+from iproto.wire import REFUSALS, CompletionStatus, ReturnCode
 
 __all__ = [
     "CallTimeoutError",
@@ -45,18 +48,42 @@ __all__ = [
 
 
 class IprotoError(Exception):
-    """Base of every error that the package raises on purpose."""
+    """Base of every error that the package raises on purpose.
+
+    Pickles and copies with all that it carries, also where a class takes other
+    arguments than its text.
+    """
+
+    may_have_executed: bool = True
+    """Whether the server may have executed the request. False is certain."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    cls: type[IprotoError], args: tuple[object, ...], state: dict[str, object]
+) -> IprotoError:
+    """An error as it was pickled; its ``__init__`` is not called again."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(IprotoError, ValueError):
     """An option, a URL or a function's registration is wrong; the text says how."""
 
+    may_have_executed = False
+
 
 class Error(IprotoError):
     """A reply with a return code other than OK.
 
-    Clients raise it (as the subclass of its code, where there is one); users'
-    own functions raise it to answer with a code of their own.
+    Clients raise it (as the subclass of its code, where there is one); user
+    functions raise it to answer with a code of their own. ``may_have_executed``
+    is False for the codes in :data:`iproto.wire.REFUSALS`; what a code of their
+    own says of it, only those functions know.
 
     Args:
         code: the return code, 1..2**32-1. By the family's convention its low
@@ -78,6 +105,7 @@ class Error(IprotoError):
         super().__init__(code, text)
         self.code = code
         self.text = text
+        self.may_have_executed = code not in REFUSALS
         self.item: int | None = None
         """Position of the failed item in a ``*_many`` call, else None."""
 
@@ -98,9 +126,6 @@ class _CodedError(Error):
 
     def __init__(self, text: str) -> None:
         super().__init__(self.CODE, text)
-
-    def __reduce__(self) -> tuple[type[_CodedError], tuple[str]]:
-        return type(self), (self.text,)
 
 
 class InternalError(_CodedError):
@@ -152,9 +177,15 @@ class FunctionTimeoutError(_CodedError):
 
 
 class RateLimitedError(_CodedError):
-    """Over the client's rate; the text says how long to wait."""
+    """Over the client's rate; ``retry_after`` says how long to wait."""
 
     CODE = ReturnCode.RATE_LIMITED
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a request may pass; None if the text does not end with them."""
+        found = re.search(r"; retry after (\d{1,9}(?:\.\d{1,9})?) s\Z", self.text, re.ASCII)
+        return None if found is None else float(found[1])
 
 
 class TransportError(IprotoError):
@@ -195,7 +226,16 @@ class ClientClosedError(TransportError):
 
 
 class ProtocolError(IprotoError):
-    """The peer sent what the protocol does not allow."""
+    """The peer sent what the protocol does not allow.
+
+    Args:
+        text: what it sent, and what is allowed.
+        may_have_executed: as for :class:`TransportError`.
+    """
+
+    def __init__(self, text: str, *, may_have_executed: bool = True) -> None:
+        super().__init__(text)
+        self.may_have_executed = may_have_executed
 
 
 class DialectError(ProtocolError):

@@ -104,6 +104,22 @@ class ReturnCode(enum.IntEnum):
     # end of return codes
 
 
+# generated: refusals
+REFUSALS = frozenset(
+    {
+        ReturnCode.ILLEGAL_PARAMS,
+        ReturnCode.READ_ONLY,
+        ReturnCode.LOCKED,
+        ReturnCode.OVERLOADED,
+        ReturnCode.UNSUPPORTED_COMMAND,
+        ReturnCode.NUMBER_OUT_OF_RANGE,
+        ReturnCode.RATE_LIMITED,
+    }
+)
+"""Return codes that say that the request was not executed."""
+# end of refusals
+
+
 class State(enum.IntEnum):
     """What the storage allows; the switches themselves work in every state."""
 

@@ -660,17 +660,24 @@ def test_a_body_of_another_type_breaks_the_stream_and_its_waiter_hears(
         (b"", "(no text)"),
         (b"\x01\x02", "2 other bytes"),
         (b"\xa5wr", "3 other bytes"),
+        (packed_str(b"x" * 4096), "x" * 4096),
+        (packed_str(b"x" * 4097), "x" * 4096 + "... (cut: 4097 bytes in all)"),
+        (packed_str(b"x" * (15 << 20)), "x" * 4096 + "... (cut: 15728640 bytes in all)"),
+        (packed_str("\u20ac".encode() * 1366), "\u20ac" * 1365 + "... (cut: 4098 bytes in all)"),
+        (packed_str(b"\x80" * 4097), "... (cut: 4097 bytes in all)"),
     ],
+    ids=lambda value: f"{value[:20]}-{len(value)}",
 )
 def test_an_error_has_a_text_whatever_the_peer_put_there(
     body: bytes, text: str, mailru: bool
 ) -> None:
-    frames = client(mailru=mailru)
+    frames = client(mailru=mailru, max_body=16 << 20)
     frames.request(USER, b"", ff.AS_BODY, "one", NEVER)
     [(_, error, _)] = frames.feed(response(USER, 1, 0x5102, body, mailru=mailru))
     assert type(error) is Error
     assert error.code == 0x5102
     assert text in error.text
+    assert len(error.text.encode()) <= 4 * 4096 + 64  # a byte that is not UTF-8 is shown as four
     assert frames.broken is None
 
 

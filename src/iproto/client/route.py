@@ -211,7 +211,7 @@ def lost_error(reason: str | IprotoError, may_have_executed: bool) -> IprotoErro
         may_have_executed: whether the request had left.
     """
     if isinstance(reason, ProtocolError):
-        return type(reason)(*reason.args)
+        return type(reason)(*reason.args, may_have_executed=may_have_executed)
     if isinstance(reason, ClientClosedError):
         return closed_error(may_have_executed=may_have_executed)
     return ConnectionLostError(str(reason), may_have_executed=may_have_executed)
