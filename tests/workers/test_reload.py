@@ -340,7 +340,7 @@ def test_a_program_that_cannot_be_started_leaves_the_old_one_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = os.memfd_create("storage")
-    nothing = upgrade.Inheritance(memory, 1, [], [], [], {}, {})
+    nothing = upgrade.Inheritance(memory, 1, [], False, None, [], [], {}, {})
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     try:
         with pytest.raises(FileNotFoundError):

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,10 +15,11 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import iproto
 from iproto import FuncID, ReturnCode
 from iproto.address import parse_address
 from tests.helpers.harness import (
@@ -400,20 +402,45 @@ def test_sigusr2_upgrades_in_place_with_nothing_lost(tmp_path: Path) -> None:
         assert running.end()[0] == 0
 
 
-def test_an_upgrade_that_does_not_know_the_storage_is_refused(tmp_path: Path) -> None:
-    """The new version, as installed over this one, knows another layout."""
-    newer = tmp_path / "iproto"
-    newer.mkdir()
-    with supervised(env={"PYTHONPATH": str(tmp_path)}) as running:
-        # From here on, fresh interpreters find this package first.
-        (newer / "__init__.py").write_text("")
-        (newer / "upgrade.py").write_text(
-            "import sys\nsys.exit('the store has layout version 1; this program knows version 2')\n"
-        )
+@contextlib.contextmanager
+def installed(folder: Path, *arguments: str, **options: Any) -> Iterator[ServerProcess]:
+    """A server of a copy of the package, which the test may change while it runs."""
+    shutil.copytree(Path(iproto.__file__).parent, folder / "iproto")
+    environment = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    with supervised(*arguments, env=environment, **options) as running:
+        yield running
+
+
+NEW_VERSIONS = {
+    "an import that fails": ("workers/supervisor.py", "import nothing_such\n", "nothing_such"),
+    "a syntax error": ("workers/worker.py", "def\n", "invalid syntax"),
+    "a start-up that raises": ("server/server.py", "1 / 0\n", "division by zero"),
+    "a worker that ends": ("workers/worker.py", "import os\nos._exit(7)\n", "its worker|code"),
+    "another layout of the storage": (
+        "_fastframe.py",
+        "raise SystemExit('the store has layout 1; this program knows 2')\n",
+        "this program knows 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NEW_VERSIONS)
+def test_an_upgrade_to_a_version_that_cannot_start_is_refused(what: str, tmp_path: Path) -> None:
+    file, addition, reason = NEW_VERSIONS[what]
+    with installed(tmp_path) as running:
         old = set(pids(running))
+        changed = tmp_path / "iproto" / file
+        if changed.exists():
+            text = changed.read_text()
+            before, _, after = text.partition("from __future__ import annotations\n")
+            changed.write_text(f"{before}from __future__ import annotations\n{addition}{after}")
+        else:
+            for compiled in changed.parent.glob(f"{changed.stem}.*.so"):
+                compiled.unlink()
+            changed.write_text(addition)
         running.process.send_signal(signal.SIGUSR2)
         said = running.wait_for("cannot upgrade, this version goes on: (.*)$")
-        assert said[1] == "the store has layout version 1; this program knows version 2"
+        assert re.search(reason, said[1]), said[1]
         assert set(pids(running)) == old
         with running.peer() as peer:
             assert peer.read(0) == ""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from iproto.client.blocking_client import Client
-    from iproto.server.config import Config
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
@@ -85,21 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def settings_of(command_line: Sequence[str]) -> Config:
-    """The settings that ``iproto serve`` would take now.
-
-    Args:
-        command_line: what follows ``iproto``.
-
-    Raises:
-        ConfigError: they are wrong.
-        SystemExit: the command line is; stderr says how.
-    """
-    from iproto.server.settings import read_settings
-
-    return read_settings(vars(_parse(command_line)), os.environ)
-
-
 def _nowhere() -> TextIO:
     return open(os.devnull, "w")
 
@@ -124,8 +108,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    command_line = sys.argv[1:] if arguments is None else [*arguments]
-    return _parser().parse_args(command_line, argparse.Namespace(command_line=command_line))
+    return _parser().parse_args(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -332,6 +315,12 @@ def _json(text: str) -> Any:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from iproto.workers import upgrade
+
+    return upgrade.take_over(partial(_serve_now, options))
+
+
+def _serve_now(options: argparse.Namespace) -> int:
     from iproto.server import startup
     from iproto.server.settings import read_settings
     from iproto.workers import upgrade
@@ -340,12 +329,15 @@ def _serve(options: argparse.Namespace) -> int:
     inheritance = upgrade.inherited()
     config = read() if inheritance is None else inheritance.config
     startup.set_up_logging(config.log_level)
+    area = upgrade.trial_area()
+    if inheritance is not None and area is not None:
+        from iproto.workers import trial
+
+        return trial.run(inheritance, area, options.app or "", read)
     if config.workers is not None:
         from iproto.workers import supervisor
 
-        return supervisor.run(
-            config, options.app or "", read, options.command_line, inheritance=inheritance
-        )
+        return supervisor.run(config, options.app or "", read, inheritance=inheritance)
     app = startup.load_app(options.app) if options.app else None
     from iproto.server.server import run
 

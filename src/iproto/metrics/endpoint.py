@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import platform
 import resource
 import socket
@@ -15,7 +16,7 @@ import threading
 import time
 from http import HTTPStatus
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import (
@@ -63,6 +64,10 @@ REQUESTS_AT_ONCE = 16
 # Seconds without accepting after that failed: while the process is out of file
 # descriptors the listener stays readable, and trying at once would use up a CPU.
 ACCEPT_PAUSE = 0.5
+
+
+# Seconds that an upgrade waits for requests that are being answered.
+SUSPEND_WAIT = 2.0
 
 
 class Source(Protocol):
@@ -198,26 +203,6 @@ class StorageCollector(Collector):
         )
 
 
-class WorkerFigures(NamedTuple):
-    """What is known of the worker processes that had one position, taken together.
-
-    Args:
-        position: 0..workers-1, the label.
-        connections: open now.
-        requests: answered so far.
-        cpu_seconds: used so far.
-        resident_bytes: of the process that is there now.
-        restarts: workers that died and were replaced.
-    """
-
-    position: int
-    connections: int
-    requests: int
-    cpu_seconds: float
-    resident_bytes: int
-    restarts: int
-
-
 class WorkersCollector(Collector):
     """One series for each position of a worker process.
 
@@ -225,10 +210,13 @@ class WorkersCollector(Collector):
     no series is left behind.
 
     Args:
-        figures: looks them up.
+        figures: looks them up: for each position its number, connections open now,
+            requests answered, CPU seconds used, resident bytes, and restarts.
     """
 
-    def __init__(self, figures: Callable[[], list[WorkerFigures]]) -> None:
+    def __init__(
+        self, figures: Callable[[], Iterable[tuple[int, int, int, float, int, int]]]
+    ) -> None:
         self._figures = figures
 
     def describe(self) -> Iterable[Metric]:
@@ -277,12 +265,21 @@ class MetricsEndpoint:
         address: where to listen.
         source: the server.
         more: collectors beside that of the storage.
+        listener: descriptor of a socket that listens at the address already; it is
+            copied, not closed. None to bind one.
 
     Raises:
         ConfigError: the address cannot be listened on.
     """
 
-    def __init__(self, address: Address, source: Source, more: Iterable[Collector] = ()) -> None:
+    def __init__(
+        self,
+        address: Address,
+        source: Source,
+        more: Iterable[Collector] = (),
+        *,
+        listener: int | None = None,
+    ) -> None:
         self._source = source
         registry = CollectorRegistry(auto_describe=False)
         for collector in (StorageCollector(source), *more):
@@ -292,13 +289,22 @@ class MetricsEndpoint:
         GCCollector(registry=registry)
         self._metrics_app: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         try:
-            self._http = _HTTPServer.on(address, self._answer)
+            self._http = _HTTPServer.on(address, self._answer, listener)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen on {address} for metrics: {error.strerror or error}; "
                 "choose another with --metrics-bind, or 'off'"
             ) from None
         self.address = address_of(self._http.socket)
+        self._thread: threading.Thread
+        self.resume()
+
+    def fileno(self) -> int:
+        """The descriptor of the listening socket."""
+        return self._http.fileno()
+
+    def resume(self) -> None:
+        """Answers requests, from a thread; connections that have waited come first."""
         self._thread = threading.Thread(
             target=self._http.serve_forever,
             kwargs={"poll_interval": 0.1},
@@ -306,6 +312,13 @@ class MetricsEndpoint:
             daemon=True,
         )
         self._thread.start()
+
+    async def suspend(self) -> None:
+        """Finishes the requests that have begun; later ones wait at the socket until ``resume``."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._http.shutdown)
+        self._thread.join()
+        await loop.run_in_executor(None, self._http.finish_requests)
 
     async def close(self) -> None:
         """Stops listening, and waits for the thread."""
@@ -372,21 +385,46 @@ class _HTTPServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, address: tuple[str, int]) -> None:
         self._free = threading.Semaphore(REQUESTS_AT_ONCE)
-        super().__init__(*args)
+        super().__init__(address, _RequestHandler, bind_and_activate=False)
 
     @classmethod
-    def on(cls, address: Address, app: Any) -> _HTTPServer:
+    def on(cls, address: Address, app: Any, listener: int | None) -> _HTTPServer:
         kind = _HTTPServer6 if ":" in address.host else cls
-        server = kind((address.host, address.port), _RequestHandler)
+        server = kind((address.host, address.port))
+        try:
+            if listener is None:
+                server.server_bind()
+                server.server_activate()
+            else:
+                server.socket.close()
+                server.socket = socket.socket(fileno=os.dup(listener))
+                server._name_itself()
+        except BaseException:
+            server.server_close()
+            raise
         server.set_app(app)
         return server
+
+    def finish_requests(self) -> None:
+        """Waits for the requests that are being answered, SUSPEND_WAIT seconds at most."""
+        end = time.monotonic() + SUSPEND_WAIT
+        taken = 0
+        while taken < REQUESTS_AT_ONCE:
+            if not self._free.acquire(timeout=max(0.0, end - time.monotonic())):
+                break
+            taken += 1
+        for _ in range(taken):
+            self._free.release()
 
     def server_bind(self) -> None:
         # As in the base class, without its reverse look-up of the host's name.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
+        self._name_itself()
+
+    def _name_itself(self) -> None:
         self.server_name, self.server_port = self.socket.getsockname()[:2]
         self.server_address = (self.server_name, self.server_port)
         self.setup_environ()

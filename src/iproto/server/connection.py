@@ -154,7 +154,7 @@ class Connection:
         return self._fd
 
     @property
-    def owes_nothing(self) -> bool:
+    def is_flushed(self) -> bool:
         """Whether every reply has been taken, and only the client's own close is missing."""
         return (
             self._finishing

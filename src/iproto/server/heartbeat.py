@@ -1,4 +1,4 @@
-"""The pulse of an event loop: a timer that tells how late it ran, and that it ran at all."""
+"""The heartbeat of an event loop: a timer that records how late it ran, and that it ran at all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from iproto._fastframe import Storage
 
-# Seconds between two beats.
+# Seconds between two heartbeats.
 PERIOD = 0.5
 
 
-class Pulse:
+class Heartbeat:
     """Counts in the storage how late the loop runs its timers, and its tasks.
 
     Args:
         storage: where this worker's counters are.
-        loop: the loop; beats from now on, until ``stop``.
+        loop: the loop; its heartbeats begin now, and end with ``stop``.
     """
 
     def __init__(self, storage: Storage, loop: asyncio.AbstractEventLoop) -> None:
@@ -25,19 +25,19 @@ class Pulse:
         self._loop = loop
         self._due = self._last = loop.time()
         self._timer: asyncio.TimerHandle
-        self._beat()
+        self._tick()
 
     @property
     def silent_seconds(self) -> float:
-        """Since the last beat."""
+        """Since the last heartbeat."""
         return self._loop.time() - self._last
 
     def stop(self) -> None:
-        """No beat any more."""
+        """Ends the heartbeats."""
         self._timer.cancel()
 
-    def _beat(self) -> None:
+    def _tick(self) -> None:
         self._last = self._loop.time()
         self._storage.beat(self._last - self._due, len(asyncio.all_tasks(self._loop)))
         self._due = self._last + PERIOD
-        self._timer = self._loop.call_at(self._due, self._beat)
+        self._timer = self._loop.call_at(self._due, self._tick)

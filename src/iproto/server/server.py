@@ -20,7 +20,7 @@ from iproto.errors import ConfigError
 from iproto.server import listeners, systemd
 from iproto.server.config import Config
 from iproto.server.connection import Connection
-from iproto.server.heartbeat import Pulse
+from iproto.server.heartbeat import Heartbeat
 from iproto.storage.file import Flusher, open_storage
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Server:
             registering more later has no effect.
         storage: the slots; a fresh, private one if None. One storage may be
             served by several servers of one process.
-        given: sockets that listen already, in place of ``config.bind``; they are
+        inherited: sockets that listen already, in place of ``config.bind``; they are
             closed at the end, but another process that has them goes on.
 
     Leaving ``async with`` drains the server.
@@ -72,15 +72,15 @@ class Server:
         app: App | None = None,
         storage: Storage | None = None,
         *,
-        given: Sequence[socket.socket] | None = None,
+        inherited: Sequence[socket.socket] | None = None,
     ) -> None:
         self.config = config if config is not None else Config()
         self.storage = storage if storage is not None else Storage()
         self.idle_timeout = self.config.idle_timeout
         self._app = app
-        self._given = given
+        self._inherited = inherited
         # A worker's coming and going is its supervisor's to tell.
-        self._level = logging.INFO if given is None else logging.DEBUG
+        self._level = logging.INFO if inherited is None else logging.DEBUG
         self._functions: dict[int, Function] = {}
         self._rows: dict[int, int] = {}
         self._make_calls: Callable[[Reply], Calls] | None = None
@@ -89,7 +89,7 @@ class Server:
         self._all_closed = asyncio.Event()
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
-        self._pulse: Pulse | None = None
+        self._heartbeat: Heartbeat | None = None
         self._accepting = False
         self._draining = False
 
@@ -113,7 +113,7 @@ class Server:
     @property
     def silent_seconds(self) -> float:
         """Since the event loop last ran, as /healthz judges it."""
-        return 0.0 if self._pulse is None else self._pulse.silent_seconds
+        return 0.0 if self._heartbeat is None else self._heartbeat.silent_seconds
 
     @property
     def connection_count(self) -> int:
@@ -150,24 +150,24 @@ class Server:
             # Not at the top: a third of all imports, and a worker serves no metrics.
             from iproto.metrics.endpoint import MetricsEndpoint
         try:
-            if self._given is not None:
-                self._listeners.extend(self._given)
+            if self._inherited is not None:
+                self._listeners.extend(self._inherited)
             else:
                 for address in self.config.addresses:
                     self._listeners += listeners.listen(address, self.config.backlog)
-            self._pulse = Pulse(self.storage, loop)
+            self._heartbeat = Heartbeat(self.storage, loop)
             if metrics_address is not None:
                 self._metrics = MetricsEndpoint(metrics_address, self)
         except BaseException:
             self._close_listeners()
-            self._stop_pulse()
+            self._stop_heartbeat()
             raise
         for listener in self._listeners:
             self._watch_listener(listener)
         self._accepting = True
         logger.log(
             self._level,
-            "serving %s (dialect %s, %d functions of your own)%s",
+            "serving %s (dialect %s, %d user functions)%s",
             ", ".join(map(str, self.addresses)),
             self.config.dialect,
             len(self._functions),
@@ -284,10 +284,10 @@ class Server:
             self.config.drain_timeout if timeout is None else timeout
         )
         if not clean:
-            owed = sum(not connection.owes_nothing for connection in self._connections)
-            clean = owed == 0
-            if owed:
-                logger.warning("aborting %d connections that were not done in time", owed)
+            unflushed = sum(not connection.is_flushed for connection in self._connections)
+            clean = unflushed == 0
+            if unflushed:
+                logger.warning("aborting %d connections that were not done in time", unflushed)
         await self.close()
         return clean
 
@@ -298,7 +298,7 @@ class Server:
         for connection in list(self._connections):
             connection.abort()
         await self._connections_closed(None)
-        self._stop_pulse()
+        self._stop_heartbeat()
         if self._metrics is not None:
             metrics, self._metrics = self._metrics, None
             await metrics.close()
@@ -332,15 +332,15 @@ class Server:
         loop = asyncio.get_running_loop()
         for listener in self._listeners:
             loop.remove_reader(listener.fileno())
-            if self._given is None:
+            if self._inherited is None:
                 listeners.close(listener)
             else:
                 listener.close()  # another process has it too, and goes on with it
         self._listeners.clear()
 
-    def _stop_pulse(self) -> None:
-        if self._pulse is not None:
-            self._pulse.stop()
+    def _stop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
 
 def run(config: Config, app: App | None = None, storage: Storage | None = None) -> int:
@@ -365,13 +365,14 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
             storage = stack.enter_context(open_storage(config.storage_file)).storage
             stack.enter_context(Flusher(storage, config.storage_sync))
         return run_in_loop(
-            new_loop(config.loop), lambda: _serve_until_signal(_given_server(config, app, storage))
+            new_loop(config.loop),
+            lambda: _serve_until_signal(_server_for(config, app, storage)),
         )
 
 
-def _given_server(config: Config, app: App | None, storage: Storage | None) -> Server:
+def _server_for(config: Config, app: App | None, storage: Storage | None) -> Server:
     """A server at the sockets that systemd passes, if it does."""
-    server = Server(config, app, storage, given=systemd.given_listeners() or None)
+    server = Server(config, app, storage, inherited=systemd.inherited_listeners() or None)
     server._level = logging.INFO  # nobody else tells where it serves
     return server
 

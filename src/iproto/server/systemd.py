@@ -1,4 +1,4 @@
-"""What a service of systemd says and is given: readiness, watchdog, listening sockets.
+"""Readiness, watchdog and listening sockets of a service of systemd.
 
 The whole of it is a few variables and datagrams; see sd_notify(3),
 sd_listen_fds(3) and sd_watchdog_enabled(3). Without systemd nothing happens.
@@ -17,7 +17,7 @@ from iproto.errors import ConfigError
 
 logger = logging.getLogger("iproto.server")
 
-# The first descriptor that is given.
+# The first descriptor that systemd passes.
 _FIRST_FD = 3
 
 
@@ -59,7 +59,7 @@ async def feed_watchdog() -> None:
         await asyncio.sleep(int(asked) / 2e6)
 
 
-def given_listeners() -> list[socket.socket]:
+def inherited_listeners() -> list[socket.socket]:
     """The listening sockets that systemd has passed to this process; often none.
 
     Raises:
@@ -67,7 +67,7 @@ def given_listeners() -> list[socket.socket]:
     """
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     sockets = []
-    for position, fd in enumerate(_given_fds()):
+    for position, fd in enumerate(_inherited_fds()):
         name = names[position] if position < len(names) and names[position] else "unnamed"
         os.set_inheritable(fd, False)
         try:
@@ -87,16 +87,16 @@ def given_listeners() -> list[socket.socket]:
     return sockets
 
 
-def is_given(sock: socket.socket) -> bool:
+def is_inherited(sock: socket.socket) -> bool:
     """Whether a socket is one that systemd has passed: its path is not ours to remove."""
-    return sock.fileno() in _given_fds()
+    return sock.fileno() in _inherited_fds()
 
 
 def _where(sock: socket.socket) -> str:
     return str(address_of(sock))
 
 
-def _given_fds() -> range:
+def _inherited_fds() -> range:
     """The variables stay as they are: an upgrade in place goes by them, too.
 
     Children inherit them, but not the number of the process that they are for.

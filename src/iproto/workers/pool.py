@@ -7,18 +7,20 @@ takes its place never share one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import time
 from typing import TYPE_CHECKING
 
-from iproto.metrics.endpoint import WorkerFigures
-from iproto.workers.process import Position, Worker, launch, manner_of_end, process_figures
+from iproto.address import address_of
+from iproto.workers.process import Position, Worker, describe_exit, launch
 from iproto.workers.worker import ACCEPT, EXIT_USAGE, LEAVE
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from iproto._fastframe import Storage
     from iproto.server.config import Config
@@ -66,57 +68,44 @@ class Pool:
         self.memory = memory
         self.count = count
         self.listeners: list[list[socket.socket]] = []  # by address, then by position, or shared
+        self.from_systemd = False  # the listeners are
         self.positions = [Position() for _ in range(count)]
         self.workers: list[Worker] = []  # all that are alive
         self.started = False  # the first workers were all ready
         self.failure: int | None = None  # exit code, when these cannot start
         self.stopping = False
         self._app = app
+        self._reserved_area: int | None = None
         self._changed = asyncio.Event()  # a worker is ready, or dead
 
-    # What the metrics ask.
+    @property
+    def where(self) -> str:
+        """The addresses, for the log."""
+        return ", ".join(str(address_of(sockets[0])) for sockets in self.listeners)
+
+    @property
+    def status(self) -> str:
+        """The state of the service in a few words, for systemd."""
+        return f"serving {self.where} with {self.count} workers"
+
+    # Source of the metrics.
 
     @property
     def ready(self) -> bool:
-        """Whether a worker accepts connections, and none is told to stop."""
+        """Whether a worker accepts connections, and the server does not stop."""
         return not self.stopping and any(w.ready.is_set() for w in self.workers)
 
     @property
     def silent_seconds(self) -> float:
-        """Since the liveliest worker's event loop last ran."""
+        """Seconds since the last heartbeat of the liveliest worker."""
         silences = [self.storage.silent_seconds(w.area) for w in self.workers if w.ready.is_set()]
         return min(silences, default=0.0)
-
-    def figures(self) -> list[WorkerFigures]:
-        """What the metrics say of each position."""
-        return [self._figures_of(position) for position in range(self.count)]
-
-    def _figures_of(self, position: int) -> WorkerFigures:
-        connections = requests = resident = 0
-        for area in areas_of(position):
-            counters = self.storage.counters(area)
-            connections += counters["opened"] - sum(counters["closed"])
-            requests += sum(map(sum, counters["requests"]))
-        known = self.positions[position]
-        cpu_seconds = known.cpu_seconds
-        for worker in list(self.workers):
-            if worker.position == position:
-                used, held = process_figures(worker.pid)
-                cpu_seconds += used
-                resident += held
-        # The CPU time of a worker that is just gone may be counted in neither
-        # place for a moment; a counter must not go down.
-        known.cpu_shown = max(known.cpu_shown, cpu_seconds)
-        return WorkerFigures(
-            position, connections, requests, known.cpu_shown, resident, known.restarts
-        )
 
     # Starting workers.
 
     def start(self, position: int, config: Config) -> Worker | None:
         """Starts a worker at a position; None, and a log line, if that cannot be done."""
-        taken = {worker.area for worker in self.workers}
-        area = next(area for area in areas_of(position) if area not in taken)
+        area = self._free_area(position)
         try:
             worker = launch(
                 config,
@@ -137,9 +126,26 @@ class Pool:
         timer, self.positions[position].timer = self.positions[position].timer, None
         if timer is not None:  # of a start that this one comes before
             timer.cancel()
-        self.take_on(worker)
+        self.add(worker)
         logger.debug("worker %d started (pid %d)", position, worker.pid)
         return worker
+
+    def _free_area(self, position: int) -> int:
+        taken = {worker.area for worker in self.workers} | {self._reserved_area}
+        return next(area for area in areas_of(position) if area not in taken)
+
+    @contextlib.contextmanager
+    def reserved_area(self, position: int) -> Iterator[int]:
+        """An area of a position for a process that is not among the workers.
+
+        It must be dead at the end of the ``with``: its area is recovered then.
+        """
+        self._reserved_area = area = self._free_area(position)
+        try:
+            yield area
+        finally:
+            self.storage.recover(area)
+            self._reserved_area = None
 
     def _start_soon(self, position: int) -> None:
         """Starts a worker at a position that has none, after the position's delay."""
@@ -153,52 +159,53 @@ class Pool:
         if not self.stopping and self.start(position, self.config) is None:
             self._start_soon(position)
 
-    def take_on(self, worker: Worker) -> None:
-        """Has a process that was started among the workers."""
+    def add(self, worker: Worker) -> None:
+        """Adds a process that was started to the pool."""
         self.workers.append(worker)
-        asyncio.get_running_loop().add_reader(worker.control.fileno(), self._hear, worker)
+        asyncio.get_running_loop().add_reader(worker.control.fileno(), self._on_message, worker)
 
-    def _hear(self, worker: Worker) -> None:
-        """A worker says that it is ready, or has closed its end."""
+    def _on_message(self, worker: Worker) -> None:
+        """A worker reports that it is ready, or has closed its end."""
         try:
-            said = worker.control.recv(1 << 16)
-        except ConnectionError:  # it died before it read what it was told
-            said = b""
-        if not said:
+            received = worker.control.recv(1 << 16)
+        except ConnectionError:  # it died before it read our last message
+            received = b""
+        if not received:
             asyncio.get_running_loop().remove_reader(worker.control.fileno())
             return
-        self.name_rows(json.loads(said)["rows"])
+        self.name_rows(json.loads(received)["rows"])
         worker.ready.set()
         logger.debug("worker %d is ready (pid %d)", worker.position, worker.pid)
-        self.cover()
+        self.assign_listeners()
         self._changed.set()
 
-    def cover(self) -> None:
-        """Has the listeners of positions without a worker served by another one.
+    def assign_listeners(self) -> None:
+        """Assigns the listeners of each position without a worker to a live worker.
 
-        Else what waits there would wait until the position's next worker is
-        ready, which can take as long as the delay before its start.
+        Without that, connections would wait there until the position's next
+        worker is ready, which can take as long as the delay before its start.
         """
         if not self.started:
             return  # the first workers come all at once, and each to its own listeners
         serving = [w for w in self.workers if w.ready.is_set() and not w.retiring]
-        manned = {worker.position for worker in serving}
-        covered = set()
+        served_positions = {worker.position for worker in serving}
+        assigned = set()
         for worker in serving:
-            for position in worker.covers & manned:
-                worker.order(LEAVE, position)
-            worker.covers -= manned
-            covered |= worker.covers
-        for number, position in enumerate(set(range(self.count)) - manned - covered):
+            for position in worker.extra_positions & served_positions:
+                worker.send(LEAVE, position)
+            worker.extra_positions -= served_positions
+            assigned |= worker.extra_positions
+        unserved = set(range(self.count)) - served_positions - assigned
+        for number, position in enumerate(unserved):
             if serving:
                 helper = serving[number % len(serving)]
-                helper.covers.add(position)
-                helper.order(ACCEPT, position)
+                helper.extra_positions.add(position)
+                helper.send(ACCEPT, position)
             else:
-                self._hurry(position)
+                self._start_now(position)
 
-    def _hurry(self, position: int) -> None:
-        """Nobody serves: a start that is delayed for long comes soon."""
+    def _start_now(self, position: int) -> None:
+        """Shortens a long delay before a start: no other worker serves meanwhile."""
         loop = asyncio.get_running_loop()
         timer = self.positions[position].timer
         if timer is not None and timer.when() > loop.time() + FIRST_DELAY:
@@ -206,21 +213,21 @@ class Pool:
             self.positions[position].timer = loop.call_later(FIRST_DELAY, self.fill, position)
 
     def name_rows(self, rows: dict[str, str]) -> None:
-        """Counter rows of users' functions, as the workers, which know the app, name them."""
+        """Names counter rows of user functions, which only the workers import."""
         self.storage.row_names.update({int(row): name for row, name in rows.items()})
 
     async def change(self, at_most: float = WATCH_PERIOD) -> None:
-        """Waits until a worker is ready or dead, or for a while: so many seconds at most."""
+        """Waits until a worker is ready or dead, or ``at_most`` seconds."""
         self._changed.clear()
         try:
             await asyncio.wait_for(self._changed.wait(), min(at_most, WATCH_PERIOD))
         except asyncio.TimeoutError:
             self.reap()  # a SIGCHLD can be missed, when two come at once
 
-    # Their deaths.
+    # Deaths of workers.
 
     def reap(self) -> None:
-        """Finds out which workers are dead."""
+        """Collects the exit codes of workers that have ended."""
         for worker in list(self.workers):
             pid, status, usage = os.wait4(worker.pid, os.WNOHANG)
             if pid:
@@ -230,7 +237,7 @@ class Pool:
                 self._died(worker, usage.ru_utime + usage.ru_stime)
 
     def _died(self, worker: Worker, cpu_seconds: float) -> None:
-        """Frees what it held, at once; then sees to its replacement."""
+        """Frees the lock if the worker held it, at once; then replaces the worker."""
         held = self.storage.recover(worker.area)
         self.workers.remove(worker)
         loop = asyncio.get_running_loop()
@@ -248,7 +255,7 @@ class Pool:
             self.failure = EXIT_USAGE
             return
         if any(w.position == worker.position and not w.retiring for w in self.workers):
-            self.cover()
+            self.assign_listeners()
             return  # a rolling restart is at this position: the other one stays
         lived = time.monotonic() - worker.begun
         if lived >= YOUNG:
@@ -257,17 +264,17 @@ class Pool:
             "worker %d (pid %d) %s after %.1f s%s; starting another%s",
             worker.position,
             worker.pid,
-            manner_of_end(code),
+            describe_exit(code),
             lived,
             ", holding the storage's lock, which is freed" if held else "",
             f" in {position.delay:g} s" if position.delay else "",
         )
         position.restarts += 1
         self._start_soon(worker.position)
-        self.cover()
+        self.assign_listeners()
 
     async def watch(self) -> None:
-        """Kills workers that hang; their deaths do the rest."""
+        """Kills workers that hang; reap replaces them."""
         while True:
             await asyncio.sleep(WATCH_PERIOD)
             for worker in self.workers:

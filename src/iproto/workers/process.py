@@ -1,4 +1,4 @@
-"""Starting a worker process; what a supervisor knows of it, and of the position that it is at."""
+"""One worker process, as its supervisor sees it, and the position that it is at."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iproto.workers.worker import ORDERS, Orders
+from iproto.workers.worker import SPEC_VARIABLE, WorkerSpec
 
 if TYPE_CHECKING:
     from iproto.server.config import Config
@@ -50,16 +49,16 @@ class Worker:
         self.ready = asyncio.Event()
         self.ended = asyncio.Event()
         self.retiring = False
-        self.covers: set[int] = set()  # positions whose listeners it serves beside its own
+        self.extra_positions: set[int] = set()  # where it accepts beside its own
 
     @property
     def drain_limit(self) -> float:
         """Seconds after which a drain has failed."""
         return self.drain_timeout + DRAIN_GRACE
 
-    def order(self, word: str, position: int | None = None) -> None:
-        """Tells the worker something; a worker that is just dying does not hear it."""
-        line = word if position is None else f"{word} {position}"
+    def send(self, message: str, position: int | None = None) -> None:
+        """Sends the worker a message; one that is just dying does not get it."""
+        line = message if position is None else f"{message} {position}"
         with contextlib.suppress(OSError):
             self.control.send(line.encode() + b"\n")
 
@@ -73,7 +72,7 @@ class Worker:
 
 
 class Position:
-    """What is known of a position beyond the worker that is there now."""
+    """The state of a position beyond the worker that is there now."""
 
     def __init__(self) -> None:
         self.restarts = 0  # workers that died and were replaced
@@ -92,14 +91,16 @@ def launch(
     areas: int,
     memory: int,
     listeners: list[list[int]],
+    own_session: bool = True,
 ) -> Worker:
     """Starts a worker process.
 
     Args:
         config: the settings that it serves with.
         app: ``MODULE:APP``, or empty.
-        position, area, areas, listeners: see :class:`iproto.workers.worker.Orders`.
+        position, area, areas, listeners: see :class:`iproto.workers.worker.WorkerSpec`.
         memory: descriptor of the storage's memory.
+        own_session: whether Ctrl-C, and what ends our process group, spare the worker.
 
     Raises:
         OSError: the system has no room for another process, or no descriptors.
@@ -107,7 +108,7 @@ def launch(
     ours, theirs = socket.socketpair()
     with theirs, contextlib.ExitStack() as unless_started:
         unless_started.enter_context(ours)
-        orders = Orders(
+        spec = WorkerSpec(
             config={**dataclasses.asdict(config), "metrics_bind": None},
             app=app,
             areas=areas,
@@ -120,9 +121,9 @@ def launch(
         process = subprocess.Popen(
             [sys.executable, "-m", "iproto.workers.worker"],
             stdin=subprocess.DEVNULL,
-            env={**os.environ, ORDERS: json.dumps(orders._asdict())},
+            env={**os.environ, SPEC_VARIABLE: json.dumps(spec._asdict())},
             pass_fds={memory, theirs.fileno(), *(fd for fds in listeners for fd in fds)},
-            start_new_session=True,  # Ctrl-C is for the supervisor, which tells the workers
+            start_new_session=own_session,
         )
         unless_started.pop_all()
     ours.setblocking(False)
@@ -131,16 +132,6 @@ def launch(
     return worker
 
 
-def process_figures(pid: int) -> tuple[float, int]:
-    """CPU seconds used and resident bytes of a process; zeros where the system does not tell."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0, 0
-    ticks = int(stat[11]) + int(stat[12])
-    return ticks / os.sysconf("SC_CLK_TCK"), int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def manner_of_end(code: int) -> str:
-    """How a process ended, for the log, by its exit code."""
+def describe_exit(code: int) -> str:
+    """Says in the log's words how a process ended, by its exit code."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

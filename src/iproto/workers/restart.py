@@ -17,11 +17,12 @@ from iproto.workers import upgrade
 from iproto.workers.worker import RETIRE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine
 
     from iproto.server.config import Config
+    from iproto.workers.pool import Pool
     from iproto.workers.process import Worker
-    from iproto.workers.supervisor import Supervisor
+    from iproto.workers.upgrade import Inheritance
 
     Change = Callable[[], Coroutine[None, None, str | None]]  # returns why it was not made
 
@@ -29,58 +30,68 @@ logger = logging.getLogger("iproto.workers")
 
 
 class Restarts:
-    """Replaces the workers of a supervisor, or its whole program; one change after the other.
+    """Replaces the workers of a pool, or the whole program; one change after the other.
 
     Args:
-        supervisor: whose.
+        pool: the workers.
         read: reads the settings as they are by now; raises ConfigError.
-        command_line: what follows ``iproto``, for a new program to read the settings by.
+        accept: makes settings those in force.
+        describe: what the next program needs to take over.
+        hand_over: becomes the program as it is installed now; returns only by an OSError.
     """
 
     def __init__(
-        self, supervisor: Supervisor, read: Callable[[], Config], command_line: Sequence[str]
+        self,
+        pool: Pool,
+        *,
+        read: Callable[[], Config],
+        accept: Callable[[Config], None],
+        describe: Callable[[], Inheritance],
+        hand_over: Callable[[], Coroutine[None, None, None]],
     ) -> None:
-        self._supervisor = supervisor
+        self._pool = pool
         self._read = read
-        self._command_line = command_line
-        self._asked: list[Change] = []  # that were not begun yet
+        self._accept = accept
+        self._describe = describe
+        self._hand_over = hand_over
+        self._requested: list[Change] = []  # those that have not begun
         self._task: asyncio.Task[None] | None = None
 
     def roll(self) -> None:
-        """Has one worker after the other replaced."""
-        self._ask(self._roll)
+        """Requests that one worker after the other is replaced."""
+        self._request(self._roll)
 
     def upgrade(self) -> None:
-        """Has the supervisor become the program as it is installed now."""
-        self._ask(self._upgrade)
+        """Requests that the supervisor becomes the program as it is installed now."""
+        self._request(self._upgrade)
 
     def cancel(self) -> None:
-        """Leaves off where it is, for the supervisor stops."""
-        self._asked.clear()
+        """Ends the change that is under way, where it is: the supervisor stops."""
+        self._requested.clear()
         if self._task is not None:
             self._task.cancel()
 
-    def _ask(self, change: Change) -> None:
-        if self._supervisor.pool.stopping:
+    def _request(self, change: Change) -> None:
+        if self._pool.stopping:
             return
-        if change not in self._asked:
-            self._asked.append(change)
+        if change not in self._requested:
+            self._requested.append(change)
         if self._task is None or self._task.done():
             self._task = asyncio.ensure_future(self._make())
         else:
             logger.info("a restart or an upgrade is under way; the next one comes after it")
 
     async def _make(self) -> None:
-        """Makes all changes that are asked for, and tells systemd and the log of each."""
-        while self._asked:
+        """Makes all changes that are requested, and reports each to systemd and the log."""
+        while self._requested:
             systemd.notify_reloading()
-            why = await self._asked.pop(0)()
+            why = await self._requested.pop(0)()
             if why is not None:
                 logger.error("%s", why)
-            systemd.notify("READY=1", f"STATUS={why or self._supervisor.status}")
+            systemd.notify("READY=1", f"STATUS={why or self._pool.status}")
 
     async def _roll(self) -> str | None:
-        pool = self._supervisor.pool
+        pool = self._pool
         try:
             config, fixed = settings.with_fixed(self._read(), pool.config)
         except ConfigError as error:
@@ -96,7 +107,7 @@ class Restarts:
             if new is None or new.ended.is_set():
                 done = f" ({position} of {pool.count} were restarted)" if position else ""
                 return f"the new worker {position} cannot start; the old ones stay{done}"
-            self._supervisor.accept(config)
+            self._accept(config)
             for worker in old:
                 await self._retire(worker)
         logger.info("restarted")
@@ -106,8 +117,8 @@ class Restarts:
         if worker.ended.is_set():
             return
         worker.retiring = True
-        worker.order(RETIRE)
-        self._supervisor.pool.cover()
+        worker.send(RETIRE)
+        self._pool.assign_listeners()
         try:
             await asyncio.wait_for(worker.ended.wait(), worker.drain_limit)
         except asyncio.TimeoutError:
@@ -116,14 +127,13 @@ class Restarts:
             await worker.ended.wait()
 
     async def _upgrade(self) -> str | None:
-        """Becomes the new program, if that can go on with storage and settings."""
+        """Becomes the new program, if that has shown in a trial that it can take over."""
         logger.info("upgrading")
-        supervisor = self._supervisor
         try:
-            why = await upgrade.refusal(supervisor.inheritance(), self._command_line)
+            with self._pool.reserved_area(0) as area:
+                why = await upgrade.refusal(self._describe(), area)
             if why is None:
-                # As things are by now: workers may have died meanwhile.
-                upgrade.hand_over(supervisor.inheritance())
+                await self._hand_over()
         except OSError as error:
             why = error.strerror
         return f"cannot upgrade, this version goes on: {why}"

@@ -22,19 +22,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import mmap
-import os
 import signal
-import socket
-import tempfile
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import Storage
-from iproto.address import address_of
-from iproto.errors import ConfigError
 from iproto.metrics.endpoint import MetricsEndpoint, WorkersCollector
 from iproto.server import listeners, startup, systemd
 from iproto.server.server import run_in_loop
@@ -42,15 +37,17 @@ from iproto.server.settings import differences
 from iproto.storage.file import Flusher, open_storage
 from iproto.workers import upgrade
 from iproto.workers.cpus import usable_cpus
+from iproto.workers.figures import worker_figures
+from iproto.workers.memory import shared_memory
 from iproto.workers.pool import Pool, area_count
-from iproto.workers.process import DRAIN_GRACE, Worker
+from iproto.workers.process import DRAIN_GRACE
 from iproto.workers.restart import Restarts
-from iproto.workers.upgrade import Inheritance, InheritedWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from iproto.server.config import Config
+    from iproto.workers.upgrade import Inheritance
 
 logger = logging.getLogger("iproto.workers")
 
@@ -61,7 +58,7 @@ class Supervisor:
     Args:
         config: the settings; ``workers`` is a number or ``"auto"``.
         app: ``MODULE:APP``, or empty.
-        read, command_line: as for :class:`iproto.workers.restart.Restarts`.
+        read: reads the settings as they are by now; raises ConfigError.
         inheritance: what the program before this one left, after an upgrade.
     """
 
@@ -70,11 +67,10 @@ class Supervisor:
         config: Config,
         app: str,
         read: Callable[[], Config],
-        command_line: Sequence[str],
         inheritance: Inheritance | None,
     ) -> None:
-        self._restarts = Restarts(self, read, command_line)
         self._inherited = inheritance
+        self._metrics: MetricsEndpoint | None = None
         if inheritance is not None:
             count = len(inheritance.positions)
             memory = inheritance.memory
@@ -83,10 +79,17 @@ class Supervisor:
             if config.storage_file is not None:
                 memory = open_storage(config.storage_file, area_count(count)).fd
             else:
-                memory = _shared_memory(Storage.size_for(area_count(count)))
+                memory = shared_memory(Storage.size_for(area_count(count)))
         storage = Storage(mmap.mmap(memory, 0), workers=area_count(count), worker=0)
         self.pool = Pool(config, app, storage, memory, count)
         self.flusher = Flusher(storage, config.storage_sync) if config.storage_file else None
+        self._restarts = Restarts(
+            self.pool,
+            read=read,
+            accept=self._accept,
+            describe=self._describe,
+            hand_over=self._hand_over,
+        )
 
     async def run(self) -> int:
         """Starts the workers and keeps them running until told to stop.
@@ -107,29 +110,25 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, restarts.roll)
         loop.add_signal_handler(signal.SIGUSR2, restarts.upgrade)
         loop.add_signal_handler(signal.SIGCHLD, pool.reap)
-        upgrade.release_signals()
-        metrics = None
         watch = asyncio.ensure_future(pool.watch())
         watchdog = asyncio.ensure_future(systemd.feed_watchdog())
         try:
+            self._open_metrics()
             if self._inherited is not None:
-                self._inherit(self._inherited)
+                upgrade.adopt(pool, self._inherited)
             else:
                 self._listen()
-            if pool.config.metrics_address is not None:
-                metrics = MetricsEndpoint(
-                    pool.config.metrics_address, pool, [WorkersCollector(pool.figures)]
-                )
+            upgrade.release_signals()
             if not await self._start_all(signals):
                 return pool.failure if pool.failure is not None else await self._stop(0, signals)
             logger.info(
                 "serving %s (dialect %s, %d workers)%s",
-                self._where,
+                pool.where,
                 pool.config.dialect,
                 pool.count,
-                f", metrics on http://{metrics.address}/metrics" if metrics else "",
+                f", metrics on http://{self._metrics.address}/metrics" if self._metrics else "",
             )
-            systemd.notify("READY=1", f"STATUS={self.status}")
+            systemd.notify("READY=1", f"STATUS={pool.status}")
             if self._inherited is not None:
                 restarts.roll()
             return await self._stop(await signals.get(), signals)
@@ -139,24 +138,26 @@ class Supervisor:
             await self._kill_all()
             for sockets in pool.listeners:
                 for sock in sockets:
-                    sock.close() if systemd.is_given(sock) else listeners.close(sock)
-            if metrics is not None:
-                await metrics.close()
+                    sock.close() if pool.from_systemd else listeners.close(sock)
+            if self._metrics is not None:
+                await self._metrics.close()
             logger.info("stopped")
 
-    @property
-    def status(self) -> str:
-        """In a few words, what the workers do."""
-        return f"serving {self._where} with {self.pool.count} workers"
-
-    @property
-    def _where(self) -> str:
-        return ", ".join(str(address_of(sockets[0])) for sockets in self.pool.listeners)
+    def _open_metrics(self) -> None:
+        pool = self.pool
+        address = pool.config.metrics_address
+        if address is None:
+            return
+        inherited = None if self._inherited is None else self._inherited.metrics
+        self._metrics = MetricsEndpoint(
+            address, pool, [WorkersCollector(partial(worker_figures, pool))], listener=inherited
+        )
 
     def _listen(self) -> None:
         pool = self.pool
-        pool.listeners += [[sock] for sock in systemd.given_listeners()]
+        pool.listeners += [[sock] for sock in systemd.inherited_listeners()]
         if pool.listeners:
+            pool.from_systemd = True
             return
         for address in pool.config.addresses:
             pool.listeners.append(listeners.listen(address, pool.config.backlog, copies=pool.count))
@@ -173,7 +174,7 @@ class Supervisor:
             await pool.change()
             ready = {worker.position for worker in pool.workers if worker.ready.is_set()}
             pool.started = len(ready) == pool.count
-        pool.cover()
+        pool.assign_listeners()
         return True
 
     async def _stop(self, number: int, signals: asyncio.Queue[int]) -> int:
@@ -215,8 +216,8 @@ class Supervisor:
 
     # Settings, and the next program.
 
-    def accept(self, config: Config) -> None:
-        """Makes these the settings in force, for a worker with them was ready."""
+    def _accept(self, config: Config) -> None:
+        """Makes these the settings in force: a worker that was started with them is ready."""
         changed = differences(config, self.pool.config)
         if not changed:
             return
@@ -226,56 +227,30 @@ class Supervisor:
         if self.flusher is not None:
             self.flusher.change(config.storage_sync)
 
-    def inheritance(self) -> Inheritance:
+    def _describe(self) -> Inheritance:
         """What another program needs to take over from this one."""
-        pool = self.pool
-        return Inheritance(
-            memory=pool.memory,
-            areas=area_count(pool.count),
-            listeners=[[sock.fileno() for sock in group] for group in pool.listeners],
-            workers=[
-                InheritedWorker(
-                    position=worker.position,
-                    area=worker.area,
-                    pid=worker.pid,
-                    control=worker.control.fileno(),
-                    ready=worker.ready.is_set(),
-                    drain_timeout=worker.drain_timeout,
-                )
-                for worker in pool.workers
-            ],
-            positions=[(known.restarts, known.cpu_seconds) for known in pool.positions],
-            rows={str(row): name for row, name in pool.storage.row_names.items()},
-            settings=dataclasses.asdict(pool.config),
-        )
+        metrics = self._metrics
+        return upgrade.describe(self.pool, None if metrics is None else metrics.fileno())
 
-    def _inherit(self, inheritance: Inheritance) -> None:
-        """Takes over what the program before this one left."""
-        pool = self.pool
-        pool.started = True
-        pool.listeners += [
-            [socket.socket(fileno=fd) for fd in group] for group in inheritance.listeners
-        ]
-        for known, (restarts, cpu_seconds) in zip(
-            pool.positions, inheritance.positions, strict=True
-        ):
-            known.restarts = restarts
-            known.cpu_seconds = cpu_seconds
-        for left in inheritance.workers:
-            control = socket.socket(fileno=left.control)
-            worker = Worker(left.position, left.area, left.pid, control, left.drain_timeout)
-            if left.ready:
-                worker.ready.set()
-            pool.take_on(worker)
-        pool.name_rows(inheritance.rows)
-        pool.reap()  # those that died meanwhile
+    async def _hand_over(self) -> None:
+        """Becomes the program as it is installed now.
+
+        Raises:
+            OSError: the system does not start it; all is as before.
+        """
+        if self._metrics is not None:
+            await self._metrics.suspend()
+        try:
+            upgrade.hand_over(self._describe())
+        finally:
+            if self._metrics is not None:
+                self._metrics.resume()
 
 
 def run(
     config: Config,
     app: str,
     read: Callable[[], Config],
-    command_line: Sequence[str],
     *,
     inheritance: Inheritance | None = None,
 ) -> int:
@@ -284,7 +259,7 @@ def run(
     Args:
         config: the settings.
         app: ``MODULE:APP``, or empty.
-        read, command_line: as for :class:`iproto.workers.restart.Restarts`.
+        read: reads the settings as they are by now; raises ConfigError.
         inheritance: what the program before this one left, after an upgrade.
 
     Returns:
@@ -293,21 +268,6 @@ def run(
     Raises:
         ConfigError: an address cannot be listened on, or the storage file cannot be used.
     """
-    supervisor = Supervisor(config, app, read, command_line, inheritance)
+    supervisor = Supervisor(config, app, read, inheritance)
     with supervisor.flusher or contextlib.nullcontext():
         return run_in_loop(asyncio.new_event_loop(), supervisor.run)
-
-
-def _shared_memory(size: int) -> int:
-    """Descriptor of memory that child processes can map; it goes when they all do."""
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("iproto-storage", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    try:
-        os.ftruncate(fd, size)
-    except OSError as error:
-        os.close(fd)
-        raise ConfigError(f"cannot make {size} bytes of shared memory: {error.strerror}") from None
-    return fd

@@ -1,40 +1,59 @@
 """The supervisor replaced in place: the same process, new code, everything kept.
 
 ``execve`` starts the new program in the old process, so that its number, its
-children and its open files stay. What the files are, and what is known of the
-children, goes along in one variable.
+children and its open files stay. An Inheritance in the environment names the
+files and describes the children.
+
+Before that the old program runs a trial (trial.py): the new program starts a
+worker of its own, which must become ready. If the new program fails all the
+same once it has replaced the old one, it leaves the workers alone, for they
+serve, and tries again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
-import mmap
+import logging
 import os
 import signal
+import socket
 import sys
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from iproto._fastframe import Storage
 from iproto.server.config import Config
+from iproto.workers.pool import START_TIMEOUT, area_count
+from iproto.workers.process import DRAIN_GRACE, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
-INHERITANCE = "IPROTO_INHERITANCE"
-"""The variable that holds an Inheritance, as JSON."""
+    from iproto.workers.pool import Pool
 
-CHECK_TIMEOUT = 30.0
-"""Seconds that the new program may take to look at storage and settings."""
+logger = logging.getLogger("iproto.workers")
 
-# Held back while no handler is there for them, from the exec until the new
-# program has its own: their default is to end the process.
+INHERITANCE_VARIABLE = "IPROTO_INHERITANCE"
+"""The environment variable that holds an Inheritance, as JSON."""
+
+TRIAL_VARIABLE = "IPROTO_TRIAL_AREA"
+"""The environment variable of a trial: the area that its worker may use."""
+
+TRIAL_TIMEOUT = START_TIMEOUT + 10.0
+"""Seconds that the whole trial may take: its worker's start, and the supervisor's imports."""
+
+RETRY_DELAY = 5.0
+"""Seconds from a take-over that failed to the next attempt."""
+
+# Blocked from the exec until the new program has handlers for them: their
+# default is to end the process.
 HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 
 class InheritedWorker(NamedTuple):
-    """A worker that runs on; see processes.Worker."""
+    """A worker that runs on; see process.Worker."""
 
     position: int
     area: int
@@ -51,15 +70,19 @@ class Inheritance(NamedTuple):
         memory: descriptor of the storage's memory.
         areas: worker areas in it.
         listeners: descriptors, by address.
+        from_systemd: whether the listeners are systemd's.
+        metrics: descriptor of the metrics endpoint's listener; None without an endpoint.
         workers: those that are alive.
         positions: of each, restarts and CPU seconds used.
-        rows: names of the counter rows of users' functions.
+        rows: names of the counter rows of user functions.
         settings: the fields of the Config in force.
     """
 
     memory: int
     areas: int
     listeners: list[list[int]]
+    from_systemd: bool
+    metrics: int | None
     workers: list[InheritedWorker]
     positions: list[tuple[int, float]]
     rows: dict[str, str]
@@ -76,37 +99,80 @@ class Inheritance(NamedTuple):
         return Config(**{name: self.settings[name] for name in known & self.settings.keys()})
 
 
-async def refusal(inheritance: Inheritance, command_line: Sequence[str]) -> str | None:
-    """Asks the program as it is installed now whether it could take over.
+# The old program.
+
+
+def describe(pool: Pool, metrics: int | None) -> Inheritance:
+    """What another program needs to take over a pool.
+
+    Args:
+        pool: the workers, and what they serve.
+        metrics: descriptor of the metrics endpoint's listener, or None.
+    """
+    return Inheritance(
+        memory=pool.memory,
+        areas=area_count(pool.count),
+        listeners=[[sock.fileno() for sock in group] for group in pool.listeners],
+        from_systemd=pool.from_systemd,
+        metrics=metrics,
+        workers=[
+            InheritedWorker(
+                position=worker.position,
+                area=worker.area,
+                pid=worker.pid,
+                control=worker.control.fileno(),
+                ready=worker.ready.is_set(),
+                drain_timeout=worker.drain_timeout,
+            )
+            for worker in pool.workers
+        ],
+        positions=[(known.restarts, known.cpu_seconds) for known in pool.positions],
+        rows={str(row): name for row, name in pool.storage.row_names.items()},
+        settings=dataclasses.asdict(pool.config),
+    )
+
+
+async def refusal(inheritance: Inheritance, area: int) -> str | None:
+    """Runs a trial of the program as it is installed now.
 
     Args:
         inheritance: what it would be left.
-        command_line: what would follow ``iproto``, for it to read the settings by.
+        area: an area of the storage that no worker uses.
 
     Returns:
-        None if it could, else why not.
+        None if it can take over, else why not.
+
+    Raises:
+        OSError: the system has no room for another process, or no descriptors.
     """
-    asked = await asyncio.create_subprocess_exec(
+    trial = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "iproto.workers.upgrade",
-        json.dumps(inheritance._asdict()),
-        *command_line,
+        *sys.orig_argv[1:],
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        env={
+            **os.environ,
+            INHERITANCE_VARIABLE: json.dumps(inheritance._asdict()),
+            TRIAL_VARIABLE: str(area),
+        },
         pass_fds=[inheritance.memory],
+        start_new_session=True,  # so that its worker can be ended with it, below
     )
     try:
-        _, said = await asyncio.wait_for(asked.communicate(), CHECK_TIMEOUT)
+        _, stderr = await asyncio.wait_for(trial.communicate(), TRIAL_TIMEOUT)
     except asyncio.TimeoutError:
-        asked.kill()
-        await asked.wait()
-        return f"it did not answer within {CHECK_TIMEOUT:g} s"
-    if asked.returncode == 0:
+        return f"its trial took longer than {TRIAL_TIMEOUT:g} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # none is left, as a rule
+            os.killpg(trial.pid, signal.SIGKILL)
+        await trial.wait()
+    if trial.returncode == 0:
         return None
-    lines = said.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"it ended with code {asked.returncode}"
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    if not lines:
+        return f"its trial ended with code {trial.returncode}"
+    return lines[-1].removeprefix("iproto: ")
 
 
 def hand_over(inheritance: Inheritance) -> NoReturn:
@@ -122,58 +188,118 @@ def hand_over(inheritance: Inheritance) -> NoReturn:
         os.execve(
             sys.executable,
             sys.orig_argv,
-            {**os.environ, INHERITANCE: json.dumps(inheritance._asdict())},
+            {**os.environ, INHERITANCE_VARIABLE: json.dumps(inheritance._asdict())},
         )
     except OSError:
         release_signals()
         raise
 
 
+# The new program.
+
+
 def inherited() -> Inheritance | None:
     """What an earlier supervisor left to this process; None if it is the first."""
-    text = os.environ.pop(INHERITANCE, None)
+    text = os.environ.get(INHERITANCE_VARIABLE)
     if text is None:
         return None
-    inheritance = _read(text)
-    for fd in _descriptors(inheritance):
-        os.set_inheritable(fd, False)
-    return inheritance
-
-
-def _read(text: str) -> Inheritance:
     fields: dict[str, Any] = json.loads(text)
     fields["workers"] = [InheritedWorker(*worker) for worker in fields["workers"]]
     return Inheritance(**fields)
 
 
+def trial_area() -> int | None:
+    """The area for the worker of a trial; None if this process is not one."""
+    area = os.environ.get(TRIAL_VARIABLE)
+    return None if area is None else int(area)
+
+
+def adopt(pool: Pool, inheritance: Inheritance) -> None:
+    """Takes over what the program before this one left; either all of it or nothing."""
+    listeners = [[_socket_of(fd) for fd in group] for group in inheritance.listeners]
+    workers = []
+    for left in inheritance.workers:
+        control = _socket_of(left.control)
+        workers.append(Worker(left.position, left.area, left.pid, control, left.drain_timeout))
+        if left.ready:
+            workers[-1].ready.set()
+    positions = list(zip(pool.positions, inheritance.positions, strict=True))
+    del os.environ[INHERITANCE_VARIABLE]  # from here on a failure is this program's own
+    for fd in _descriptors(inheritance):
+        if fd == pool.memory:
+            os.set_inheritable(fd, False)
+        else:
+            os.close(fd)
+    pool.started = True
+    pool.from_systemd = inheritance.from_systemd
+    pool.listeners += listeners
+    for position, (restarts, cpu_seconds) in positions:
+        position.restarts = restarts
+        position.cpu_seconds = cpu_seconds
+    for worker in workers:
+        pool.add(worker)
+    pool.name_rows(inheritance.rows)
+    pool.reap()  # those that died meanwhile
+
+
+def take_over(serve: Callable[[], int]) -> int:
+    """Runs the new program's supervisor; a failure before ``adopt`` does not end the service.
+
+    Args:
+        serve: runs it, to its exit code.
+    """
+    try:
+        return serve()
+    except Exception as error:
+        inheritance = inherited()
+        if inheritance is None or trial_area() is not None:
+            raise
+        logger.error(
+            "the new version cannot take over: %s: %s; the workers serve on, next attempt in %g s",
+            type(error).__name__,
+            error,
+            RETRY_DELAY,
+        )
+    return _try_again(inheritance)
+
+
+def _try_again(inheritance: Inheritance) -> int:
+    """Starts this program anew after a while, unless a signal says that the service ends."""
+    ending = (signal.SIGTERM, signal.SIGINT)
+    received = signal.sigtimedwait({*ending, signal.SIGHUP, signal.SIGUSR2}, RETRY_DELAY)
+    if received is None or received.si_signo not in ending:
+        hand_over(inheritance)
+    for worker in inheritance.workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    limit = max((worker.drain_timeout for worker in inheritance.workers), default=0.0)
+    deadline = time.monotonic() + limit + DRAIN_GRACE
+    codes = []
+    for worker in inheritance.workers:
+        while not (ended := os.waitpid(worker.pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(worker.pid, signal.SIGKILL)
+            time.sleep(0.05)
+        codes.append(os.waitstatus_to_exitcode(ended[1]))
+    return 1 if any(codes) else 0
+
+
 def release_signals() -> None:
-    """The handlers are there: signals that came meanwhile may come through."""
+    """Unblocks the held signals: the handlers are there."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
+
+
+def _socket_of(fd: int) -> socket.socket:
+    """A socket over a copy of a descriptor: an attempt that fails leaves the descriptor open."""
+    copy = os.dup(fd)
+    sock = socket.socket(fileno=copy)
+    sock.setblocking(False)
+    return sock
 
 
 def _descriptors(inheritance: Inheritance) -> list[int]:
     return [
         inheritance.memory,
         *(fd for group in inheritance.listeners for fd in group),
+        *([] if inheritance.metrics is None else [inheritance.metrics]),
         *(worker.control for worker in inheritance.workers),
     ]
-
-
-def _main(text: str, *command_line: str) -> int:
-    """Tells the old program whether this one could take over from it."""
-    from iproto.cli import main as cli  # which stands on all of the package
-
-    inheritance = _read(text)
-    try:
-        Storage(mmap.mmap(inheritance.memory, 0), workers=inheritance.areas, worker=0)
-        # The settings that it would begin with, and those that it would go on to.
-        _ = inheritance.config
-        cli.settings_of(command_line)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main(*sys.argv[1:]))

@@ -1,9 +1,9 @@
 """A worker process: a server over what its supervisor hands it.
 
-Started by supervisor.py as ``python -m iproto.workers.worker``, a fresh interpreter. It
+process.py starts it as ``python -m iproto.workers.worker``, a fresh interpreter. It
 inherits the listening sockets, the storage's memory, and one end of a socket
-pair. Over that it says when it is ready; it is told there to retire; and when
-the other end closes, the supervisor is gone, and the worker drains.
+pair. Over that the worker reports that it is ready, and receives the messages
+below. When the other end closes, the supervisor is dead, and the worker drains.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from iproto.server.startup import leave, load_app, set_up_logging
 
 logger = logging.getLogger("iproto.workers")
 
-ORDERS = "IPROTO_WORKER"
-"""The variable that holds a worker's Orders, as JSON."""
+SPEC_VARIABLE = "IPROTO_WORKER"
+"""The environment variable that holds a WorkerSpec, as JSON."""
 
 RETIRE = "retire"
-"""Tells a worker to drain, for another has taken its place at the listeners."""
+"""Message to a worker: drain; another worker has its listeners now."""
 
 ACCEPT = "accept"
-"""Tells a worker, with a position, to accept at that position's listeners too."""
+"""Message to a worker, with a position: accept at that position's listeners too."""
 
 LEAVE = "leave"
-"""Tells a worker, with a position, to leave these to their own worker again."""
+"""Message to a worker, with a position: its own worker accepts there again."""
 
 EXIT_USAGE = 2
 
 
-class Orders(NamedTuple):
+class WorkerSpec(NamedTuple):
     """What a worker is started with; file descriptors are inherited.
 
     Args:
@@ -68,20 +68,20 @@ class Orders(NamedTuple):
 
 def main() -> int:
     """Runs the worker that the environment describes; returns the exit code."""
-    orders = Orders(**json.loads(os.environ.pop(ORDERS)))
-    config = Config(**orders.config)
+    spec = WorkerSpec(**json.loads(os.environ.pop(SPEC_VARIABLE)))
+    config = Config(**spec.config)
     set_up_logging(config.log_level)
     try:
-        app = load_app(orders.app) if orders.app else None
-        memory = mmap.mmap(orders.storage, 0)
-        queues = [[socket.socket(fileno=fd) for fd in fds] for fds in orders.listeners]
+        app = load_app(spec.app) if spec.app else None
+        memory = mmap.mmap(spec.storage, 0)
+        queues = [[socket.socket(fileno=fd) for fd in fds] for fds in spec.listeners]
         server = Server(
             config,
             app,
-            Storage(memory, workers=orders.areas, worker=orders.area),
-            given=queues[orders.position],
+            Storage(memory, workers=spec.areas, worker=spec.area),
+            inherited=queues[spec.position],
         )
-        with socket.socket(fileno=orders.control) as control:
+        with socket.socket(fileno=spec.control) as control:
             code = run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
         return leave(code)
     except ConfigError as error:
@@ -99,20 +99,20 @@ async def _serve(server: Server, control: socket.socket, queues: list[list[socke
 
     def on_control() -> None:
         try:
-            said = control.recv(4096)
-        except ConnectionError:  # it died before it read that we are ready
-            said = b""
-        if not said:
+            received = control.recv(4096)
+        except ConnectionError:  # the supervisor died before it read our message
+            received = b""
+        if not received:
             loop.remove_reader(control.fileno())
-            logger.warning("the supervisor is gone; draining")
+            logger.warning("the supervisor is dead; draining")
             decide(accept=True)
-        for order in said.decode().splitlines():
-            word, _, position = order.partition(" ")
-            if word == RETIRE:
+        for message in received.decode().splitlines():
+            kind, _, position = message.partition(" ")
+            if kind == RETIRE:
                 decide(accept=False)
-            elif word == ACCEPT:
+            elif kind == ACCEPT:
                 server.accept_at(queues[int(position)])
-            elif word == LEAVE:
+            elif kind == LEAVE:
                 server.leave(queues[int(position)])
 
     control.setblocking(False)
@@ -121,7 +121,7 @@ async def _serve(server: Server, control: socket.socket, queues: list[list[socke
     loop.add_signal_handler(signal.SIGINT, decide, True)
     await server.start()
     ready = {"rows": server.storage.row_names}
-    with contextlib.suppress(ConnectionError):  # it is gone, which on_control hears too
+    with contextlib.suppress(ConnectionError):  # on_control notices a dead supervisor
         control.sendall(json.dumps(ready).encode() + b"\n")
     accept = await stop
     return 0 if await server.drain(accept=accept) else 1
