@@ -23,6 +23,8 @@ declares to Cython what the other parts use of it.
     reply       Result to bytes
     buffer      bytes that wait, in and out
     socket      receiving and sending
+    bodycheck   one pass over a body before anything is built of it
+    functions   UserFunction: how the bodies of a user function are read
     server      ServerFrames: frames in, replies out
     scan        bytes to Requests, and who answers each
     client      ClientFrames: requests out, replies in
@@ -47,9 +49,18 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.long cimport PyLong_AsLongLongAndOverflow
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport (
+    INT32_MAX,
+    INT64_MAX,
+    INT64_MIN,
+    int64_t,
+    uint8_t,
+    uint32_t,
+    uint64_t,
+)
 from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
@@ -59,6 +70,7 @@ import os
 
 from iproto.errors import (
     DialectError,
+    IllegalParamsError,
     ProtocolError,
     TextError,
     error_from_reply,
@@ -82,6 +94,8 @@ include "fastframe/hold.pxi"
 include "fastframe/reply.pxi"
 include "fastframe/buffer.pxi"
 include "fastframe/socket.pxi"
+include "fastframe/bodycheck.pxi"
+include "fastframe/functions.pxi"
 include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
 include "fastframe/client.pxi"

@@ -26,8 +26,8 @@ from benchmarks.gate.script import (
     write,
 )
 from iproto._fastframe import HAS_CALLS
-from iproto.app import CallBudget, Calls
 from iproto.metrics.endpoint import StorageCollector
+from iproto.server.calls import CallBudget, Calls, bodies_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,7 +152,11 @@ def test_plain_function(benchmark: BenchmarkFixture, frames: ServerFrames) -> No
     def echo(text: str) -> str:
         return text
 
-    calls = Calls(app.functions, CallBudget(BATCH), frames.reply)
+    functions = {
+        func_id: (function, bodies_of(function, iproto.Config()))
+        for func_id, function in app.functions.items()
+    }
+    calls = Calls(functions, CallBudget(BATCH), frames.reply)
     (chunk,) = chunks(call, BATCH, 1)
 
     def work() -> bytes:

@@ -27,3 +27,9 @@ cdef enum:
     # Longest wait for the lock; then the request is answered OVERLOADED. A
     # holder needs microseconds, so only a stopped process is waited for so long.
     LOCK_WAIT_NS = 1_000_000_000
+    # Map keys in a body that are neither str nor bin. Python's hashes of numbers are
+    # no secret: whoever chooses keys that collide makes a dict of n cost n * n / 2
+    # comparisons, half a million for so many.
+    MAX_NUMBER_KEYS = 1000
+    # Arguments of a function: those of a call in one MsgPack array with a 16-bit head.
+    MOST_ARGUMENTS = 255

@@ -4,6 +4,7 @@ cdef extern from "wire.h" nogil:
     uint32_t load_le32(const uint8_t* p) noexcept
     void store_le32(uint8_t* p, uint32_t value) noexcept
     uint64_t load_be(const uint8_t* p, int width) noexcept
+    void store_be(uint8_t* p, uint64_t value, int width) noexcept
     int64_t short_uint(const uint8_t* p, uint32_t size) noexcept
 
     ctypedef struct cursor_t:

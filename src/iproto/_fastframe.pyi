@@ -1,4 +1,5 @@
 # What stands between marks is made by tools/generate.py from schema/iproto.toml.
+from collections.abc import Callable
 from typing import Any, Final, TypedDict, final
 
 from typing_extensions import Buffer
@@ -32,6 +33,8 @@ AS_TEXT: Final[int]
 AS_BYTES: Final[int]
 AS_BODY: Final[int]
 # end of outcomes
+
+MAX_DEPTH_CEILING: Final[int]
 
 class _Counters(TypedDict):
     opened: int
@@ -76,6 +79,23 @@ class Storage:
     def row_for(self, name: str) -> int: ...
     def count_opened(self) -> None: ...
     def count_closed(self, reason: CloseReason) -> None: ...
+
+@final
+class UserFunction:
+    def __new__(
+        cls,
+        name: str,
+        decoders: tuple[Callable[[bytes], tuple[Any, ...]], ...],
+        least: int,
+        refuse: Callable[[Exception], Exception],
+        *,
+        counted: int,
+        max_objects: int,
+        max_depth: int,
+    ) -> UserFunction: ...
+    @property
+    def name(self) -> str: ...
+    def arguments(self, body: bytes) -> tuple[Any, ...]: ...
 
 @final
 class ServerFrames:

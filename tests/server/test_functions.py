@@ -63,11 +63,11 @@ def test_defaults_fill_what_is_missing(body: bytes) -> None:
         (pack("a", True), "repeat: Expected `int`, got `bool` - at `times`"),
         (pack("a", 1.0), "repeat: Expected `int`, got `float` - at `times`"),
         (pack(b"a"), "repeat: Expected `str`, got `bytes` - at `text`"),
-        (pack(None), "repeat: Expected `str`, got `null` - at `text`"),
+        (pack(None), "repeat: Expected `str`, got `None` - at `text`"),
         (b"\xa5ab", "body of 3 bytes ends within an object that begins at byte 0"),
         (pack("a") + b"\xcd\x01", "body of 4 bytes ends within an object that begins at byte 2"),
         (b"\xa5", "body of 1 bytes ends within an object that begins at byte 0"),
-        (b"\xc1", "body of 1 bytes is not MsgPack: FormatError"),
+        (b"\xc1", "body of 1 bytes is not MsgPack: byte 0 is 0xc1"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_by_name(body: bytes, text: str) -> None:

@@ -22,6 +22,7 @@ from iproto.errors import ConfigError
 from iproto.wire import Dialect
 
 MAX_BODY_CEILING = 1 << 30
+MAX_DEPTH_CEILING = 512  # as of _fastframe; not imported, for the command line is quick to start
 PANIC = 60
 """Level above CRITICAL: with it the log says nothing at all."""
 
@@ -59,6 +60,9 @@ class Config:
         dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
         idle_timeout: seconds, over 0 and at most 86400.
         max_body: bytes, 1024..2**30.
+        max_objects: MsgPack objects in a body of a user function, 1..2**30; a body
+            over it is refused before anything is built of it.
+        max_depth: arrays and maps within one another in such a body, 1..512.
         max_calls_per_connection: 1..65536; at the limit the connection is not read.
         max_calls: 1..1000000; over it calls are answered OVERLOADED.
         drain_timeout: seconds, 0..86400.
@@ -104,6 +108,16 @@ class Config:
         metavar="SECONDS",
     )
     max_body: int = _setting(1 << 20, "longest request body taken", metavar="BYTES")
+    max_objects: int = _setting(
+        100_000,
+        "MsgPack objects in one body for a function of your own, nested ones and keys included",
+        metavar="N",
+    )
+    max_depth: int = _setting(
+        64,
+        "arrays and maps within one another in one body for a function of your own",
+        metavar="N",
+    )
     max_calls_per_connection: int = _setting(
         64,
         "calls of your own functions that run at once for one connection; then it is not read",
@@ -192,6 +206,8 @@ class Config:
         self._check_range("idle_timeout", 0.001, MAX_SECONDS, "seconds")
         self._check_range("drain_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
+        self._check_range("max_objects", 1, MAX_BODY_CEILING, "objects")
+        self._check_range("max_depth", 1, MAX_DEPTH_CEILING, "levels")
         self._check_range("max_calls_per_connection", 1, 65_536, "calls")
         self._check_range("max_calls", 1, 1_000_000, "calls")
         self._check_range("worker_timeout", 1, MAX_SECONDS, "seconds")

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from iproto.app import Calls, Reply
+    from iproto.server.calls import Calls, Reply
 
 # Seconds that a finished connection waits for the client's own close. A client
 # that is there answers a close within a round trip.

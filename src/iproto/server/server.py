@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from iproto.address import Address
-    from iproto.app import App, Calls, Function, Reply
+    from iproto.app import App, Function
     from iproto.metrics.endpoint import MetricsEndpoint
+    from iproto.server.calls import Calls, Reply
     from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
@@ -178,14 +179,18 @@ class Server:
         """Gives each of the users' functions its counter row, while there are rows."""
         if self._app is None:
             return
-        from iproto.app import CallBudget, Calls  # msgspec is only for these
+        from iproto.server.calls import CallBudget, Calls, bodies_of  # msgspec is only for these
 
         self._functions = self._app.functions
         self._rows = {
             func_id: self.storage.row_for(function.name)
             for func_id, function in self._functions.items()
         }
-        self._make_calls = partial(Calls, self._functions, CallBudget(self.config.max_calls))
+        read = {
+            func_id: (function, bodies_of(function, self.config))
+            for func_id, function in self._functions.items()
+        }
+        self._make_calls = partial(Calls, read, CallBudget(self.config.max_calls))
 
     # Connections.
 

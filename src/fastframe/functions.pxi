@@ -1,0 +1,100 @@
+# User functions: what the server knows of each, and how their bodies are read.
+
+@cython.final
+cdef class UserFunction:
+    """A user function, as the server reads the bodies of its calls.
+
+    Args:
+        name: for error texts.
+        decoders: by number of arguments: each takes a MsgPack array of so many
+            objects and returns the arguments as a tuple.
+        least: fewest arguments of a call, 0..len(decoders) - 1.
+        refuse: takes an exception of a decoder, and returns the one to raise.
+        counted: which array elements count as map keys do: 0 none, 1 all but str
+            and bin, 2 all.
+        max_objects: MsgPack objects of a body, nested ones and keys included.
+        max_depth: arrays and maps within one another, 1..MAX_DEPTH_CEILING.
+
+    Raises:
+        ValueError: an argument is outside of what is said here.
+    """
+
+    cdef readonly str name
+    cdef tuple decoders
+    cdef object refuse
+    cdef uint32_t least
+    cdef uint32_t most
+    cdef body_limits_t limits
+
+    def __cinit__(self, str name not None, tuple decoders not None, uint32_t least, refuse, *,
+                  int counted, uint32_t max_objects, uint32_t max_depth):
+        if not (least < len(decoders) <= MOST_ARGUMENTS + 1):
+            raise ValueError(f"{name} takes {least} to {len(decoders) - 1} arguments, "
+                             f"which must be 0..{MOST_ARGUMENTS}")
+        if not COUNT_NONE <= counted <= COUNT_ALL:
+            raise ValueError(f"counted is {counted}; it must be {COUNT_NONE}..{COUNT_ALL}")
+        if not 1 <= max_depth <= BODY_DEPTH_CEILING:
+            raise ValueError(f"max_depth is {max_depth}; it must be 1..{BODY_DEPTH_CEILING}")
+        self.name = name
+        self.decoders = decoders
+        self.refuse = refuse
+        self.least = least
+        self.most = <uint32_t>(len(decoders) - 1)
+        self.limits.counted = counted
+        self.limits.max_objects = max_objects
+        self.limits.max_depth = max_depth
+        self.limits.max_keys = MAX_NUMBER_KEYS
+
+    def arguments(self, bytes body not None):
+        """The arguments in a body: objects one after the other, or one array of them.
+
+        Where both readings are possible (a function with one list parameter), the
+        array of arguments goes first.
+
+        Raises:
+            IllegalParamsError: they do not fit the function; the text says which.
+        """
+        cdef body_shape_t shape
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+        cdef int found
+        if size > INT32_MAX:
+            raise IllegalParamsError(f"body of {size} bytes is over the limit of {INT32_MAX}")
+        found = check_body(<const uint8_t*>PyBytes_AS_STRING(body), <uint32_t>size, &self.limits,
+                           &shape)
+        if found != BODY_FITS:
+            raise IllegalParamsError(refusal_text(found, <uint32_t>size, &self.limits, &shape))
+        if shape.objects != 1 or not shape.is_array:
+            return self._decode(within_array(body, shape.objects), shape.objects)
+        try:
+            return self._decode(body, shape.elements)
+        except IllegalParamsError:
+            if not self.least <= 1 <= self.most:
+                raise
+            try:
+                return self._decode(within_array(body, 1), 1)
+            except IllegalParamsError:
+                pass
+            raise  # of the reading that goes first
+
+    cdef object _decode(self, bytes array, uint32_t count):
+        if not self.least <= count <= self.most:
+            takes = f"{self.most}" if self.least == self.most else f"{self.least} to {self.most}"
+            raise IllegalParamsError(f"{self.name} takes {takes} arguments, got {count}")
+        try:
+            return (<object>PyTuple_GET_ITEM(self.decoders, count))(array)
+        except Exception as error:
+            raise self.refuse(error) from None
+
+
+cdef bytes within_array(bytes body, uint32_t count):
+    """The body behind the head of an array of so many objects."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
+    cdef uint8_t* out
+    if count > MOST_ARGUMENTS:
+        return body  # refused by its number
+    array = PyBytes_FromStringAndSize(NULL, size + 3)
+    out = <uint8_t*>PyBytes_AS_STRING(array)
+    out[0] = 0xDC
+    store_be(out + 1, count, 2)
+    memcpy(out + 3, PyBytes_AS_STRING(body), size)
+    return array
