@@ -80,6 +80,22 @@ def checked_max_body(max_body: int) -> int:
     return max_body
 
 
+def checked_max_connections(max_connections: int) -> int:
+    """A limit of a client for its connections.
+
+    Args:
+        max_connections: 1..4096.
+
+    Raises:
+        ConfigError: it is out of range.
+        TypeError: it is no int.
+    """
+    if isinstance(max_connections, bool) or not isinstance(max_connections, int):
+        raise TypeError(f"max_connections is an int, not {type(max_connections).__name__}")
+    checked_range("max_connections", max_connections, 1, 4096, "connections", whole=True)
+    return max_connections
+
+
 def checked_func_id(func_id: int) -> int:
     """The number of a function to call.
 

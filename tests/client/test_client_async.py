@@ -6,6 +6,8 @@ import asyncio
 import functools
 import gc
 import inspect
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ import pytest
 import uvloop
 
 from iproto.client.async_client import AsyncClient
-from iproto.client.async_link import Connection, Link
+from iproto.client.async_connection import Connection
+from iproto.client.async_link import Link
 from iproto.client.route import Route
 from iproto.client.url import Target
 from iproto.errors import CallTimeoutError, ClientClosedError, ConnectionLostError
@@ -295,7 +298,8 @@ async def test_a_reply_cut_at_every_byte(mailru: bool | None) -> None:
     asked = Asked(0x20002, 1, b"\x01")
     reply = asked.text("тест", mailru=bool(mailru))
     for cut in range(len(reply) + 1):
-        link = Link(Connection(Route(Target(dialect=dialect), 1 << 20)))
+        route = Route(Target(dialect=dialect), 1 << 20)
+        link = Link(Connection(route), route.new_link())
         link.connection_made(Spy())  # type: ignore[arg-type]
         waiter: asyncio.Future[Any] = loop.create_future()
         link.frames.read(1, 2, waiter, 1e9)
@@ -328,3 +332,48 @@ async def test_a_client_that_never_connected_closes() -> None:
     await client.aclose()
     with pytest.raises(ClientClosedError):
         await client.ping()
+
+
+@on_a_loop
+async def test_a_client_that_was_not_closed_is_named_and_closed() -> None:
+    def script(peer: Peer) -> None:
+        peer.send(peer.ask().text("x"))
+        peer.wait_end()
+
+    with BadServer(script) as server:
+        client = AsyncClient(server.url)
+        assert repr(client) == f"<iproto.AsyncClient {server.url}, not connected>"
+        await client.read(1)
+        assert repr(client) == f"<iproto.AsyncClient {server.url}, connected>"
+        with pytest.warns(ResourceWarning, match=f"<iproto.AsyncClient {server.url}.* not closed"):
+            del client
+        await until(lambda: not server.is_running)
+
+
+def test_a_forked_child_is_told_to_make_its_own() -> None:
+    code = """
+import asyncio, os, sys
+import iproto
+loop = asyncio.new_event_loop()
+client = iproto.AsyncClient(sys.argv[1])
+loop.run_until_complete(client.ping())
+child = os.fork()
+if child == 0:
+    try:
+        loop.run_until_complete(client.ping())
+    except RuntimeError as error:
+        os._exit(0 if "before a fork" in str(error) else 2)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+loop.run_until_complete(client.ping())
+loop.run_until_complete(client.aclose())
+"""
+    with FrameServer() as server:
+        ended = subprocess.run(
+            [sys.executable, "-c", code, server.url],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from iproto.client import blocking_client as blocking
-from iproto.client import blocking_link as channel
-from iproto.client import polling
+from iproto.client import blocking_link, link, polling
+from iproto.client import pool as pool_module
 from iproto.client.blocking_client import Client
-from iproto.errors import CallTimeoutError, ClientClosedError, ConnectionLostError
+from iproto.client.blocking_link import Waiter
+from iproto.errors import CallTimeoutError, ClientClosedError
 from tests.helpers.bad_server import PATIENCE, BadServer, Peer
+from tests.helpers.clients import swallowing
 from tests.helpers.frame_server import FrameServer
 
 if TYPE_CHECKING:
@@ -39,114 +41,88 @@ def test_threads_share_one_client_and_get_their_own_replies() -> None:
         with ThreadPoolExecutor(threads) as pool:
             for done in [pool.submit(work, client, number) for number in range(threads)]:
                 done.result()
-        link = client._channel.link
-        assert link is not None
-        assert link.frames.waiting == 0
-        assert not link._followers
+        assert not client._pool._users
+        assert client._pool.connected == server.accepted <= threads
+
+
+def test_one_thread_uses_one_connection() -> None:
+    with FrameServer() as server, Client(server.url) as client:
+        for i in range(100):
+            client.replace(i, "x")
     assert server.accepted == 1
 
 
-def test_a_thread_sends_while_another_waits_for_its_reply() -> None:
-    first_came = threading.Event()
-
-    def script(peer: Peer) -> None:
-        first = peer.ask()
-        first_came.set()
-        second = peer.ask()
-        peer.send(second.text("second") + first.text("first"))
-        peer.wait_end()
-
-    with (
-        BadServer(script) as server,
-        Client(server.url) as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        first = pool.submit(client.read, 1)
-        assert first_came.wait(PATIENCE)
-        assert client.read(2) == "second"
-        assert first.result() == "first"
-
-
-def test_the_leader_hands_over_when_it_is_done() -> None:
-    answered = threading.Event()
-
-    def script(peer: Peer) -> None:
-        asks = {asked.slot: asked for asked in peer.asks(3)}
-        peer.send(asks[1].text("leader"))
-        assert answered.wait(PATIENCE)
-        peer.send(asks[2].text("follower"))
-        peer.send(asks[3].text("last"))
-        peer.wait_end()
-
-    with (
-        BadServer(script) as server,
-        Client(server.url) as client,
-        ThreadPoolExecutor(3) as pool,
-    ):
-        leader = pool.submit(client.read, 1)
-        others = [pool.submit(client.read, 2), pool.submit(client.read, 3)]
-        assert leader.result() == "leader"
-        answered.set()
-        assert [other.result() for other in others] == ["follower", "last"]
-
-
-def test_a_leader_that_times_out_hands_over() -> None:
-    came = threading.Event()
-    late = threading.Event()
+def test_calls_beyond_the_connections_wait_for_one() -> None:
+    came, release = threading.Event(), threading.Event()
 
     def script(peer: Peer) -> None:
         first = peer.ask()
         came.set()
-        second = peer.ask()
-        peer.send(second.text("x")[:1])  # the server lives
-        assert late.wait(PATIENCE)
-        peer.send(second.text("x")[1:] + first.text("late"))
+        assert release.wait(PATIENCE)
+        peer.send(first.text("first"))
+        peer.send(peer.ask().text("second"))
         peer.wait_end()
 
     with (
         BadServer(script) as server,
-        Client(server.url) as client,
-        ThreadPoolExecutor(1) as pool,
+        Client(server.url, max_connections=1, timeout=PATIENCE) as client,
+        ThreadPoolExecutor(2) as pool,
     ):
-
-        def lead() -> None:
-            with pytest.raises(CallTimeoutError):
-                client.read(1, timeout=0.1)
-            late.set()
-
-        leader = pool.submit(lead)
+        first = pool.submit(client.read, 1)
         assert came.wait(PATIENCE)
-        assert client.read(2) == "x"
-        leader.result()
+        with pytest.raises(CallTimeoutError, match=r"all 1 connections .* taken") as caught:
+            client.read(2, timeout=0.05)
+        assert not caught.value.may_have_executed
+        second = pool.submit(client.read, 2)
+        while not client._pool._asleep:
+            time.sleep(0.001)
+        release.set()
+        assert (first.result(), second.result()) == ("first", "second")
 
 
-def test_a_short_deadline_does_not_end_the_attempt_of_others() -> None:
-    asked = threading.Event()
-
+def test_a_call_that_times_out_closes_its_connection() -> None:
     def silent(peer: Peer) -> None:
         peer.ask()
-        asked.set()
-        peer.wait_end()
+        assert peer.wait_end() == b""
 
     def good(peer: Peer) -> None:
-        peer.send(peer.ask().text("the dialect"))
         peer.send(peer.ask().text("good"))
         peer.wait_end()
 
-    def give_up(client: Client) -> None:
-        with pytest.raises(CallTimeoutError) as caught:
-            client.read(1, timeout=0.1)
-        assert not caught.value.may_have_executed
-
-    with (
-        BadServer(silent, good) as server,
-        Client(server.url, dialect="auto") as client,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        short = pool.submit(give_up, client)
-        assert asked.wait(PATIENCE)
+    with BadServer(silent, good) as server, Client(server.url) as client:
+        with pytest.raises(CallTimeoutError, match="is dropped") as late:
+            client.read(1, timeout=0.05)
+        assert late.value.may_have_executed
         assert client.read(1) == "good"
-        short.result()
+
+
+def test_connections_that_no_call_needs_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FrameServer() as server, Client(server.url) as client:
+        first, second = Waiter(), Waiter()
+        for waiter in (first, second):
+            client._pool.take(waiter, monotonic() + 1, 1).connect(monotonic() + 1, 1)
+        for waiter in (first, second):
+            client._pool.release(waiter)
+        assert client._pool.connected == 2
+        client._pool._links[1].used_at = monotonic() - 1000
+        monkeypatch.setattr(client._pool, "_next_sweep", monotonic())
+        assert client.read(1) == ""
+        assert client._pool.connected == 1
+
+
+def test_a_destructor_or_a_signal_handler_may_call_within_a_call() -> None:
+    with FrameServer() as server, Client(server.url, timeout=10) as client:
+        inner: list[str] = []
+
+        class Index:
+            def __index__(self) -> int:
+                inner.append(client.read(1))
+                return 2
+
+        client.replace_many({1: "one", 2: "two"})
+        assert client.read(Index()) == "two"  # type: ignore[arg-type]
+        assert set(inner) == {"one"}
+        assert client.read(1) == "one"
 
 
 def test_an_end_while_idle_is_seen_before_the_next_call() -> None:
@@ -163,40 +139,39 @@ def test_closing_from_another_thread_wakes_all() -> None:
     came = threading.Event()
 
     def script(peer: Peer) -> None:
-        peer.asks(4)
+        peer.ask()
         came.set()
         peer.wait_end()
 
     with BadServer(script) as server, ThreadPoolExecutor(4) as pool:
-        client = Client(server.url)
+        client = Client(server.url, max_connections=1, timeout=60)
         calls = [pool.submit(client.read, i) for i in range(4)]
         assert came.wait(PATIENCE)
+        while len(client._pool._asleep) < 3:
+            time.sleep(0.001)
         client.close()
         for call in calls:
             assert isinstance(call.exception(), ClientClosedError)
 
 
-def test_an_interrupt_forgets_the_call_and_leaves_the_client_usable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_interrupt_leaves_the_client_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     with FrameServer() as server, Client(server.url) as client:
         client.ping()
-        link = client._channel.link
-        assert link is not None
-        wait = link._poll.wait
+        poll: Any = client._pool._links[0]._poll
+        wait = poll.wait
 
-        def interrupt(*, out: bool, seconds: float) -> tuple[bool, bool, bool]:
+        def interrupt(*, out: bool, seconds: float) -> Any:
             if seconds:
                 raise KeyboardInterrupt
             return wait(out=out, seconds=seconds)
 
         with monkeypatch.context() as patch:
-            patch.setattr(link._poll, "wait", interrupt)
+            patch.setattr(poll, "wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 client.read(1)
-        assert link.frames.waiting == 0
+        assert not client._pool._users
         assert client.read(1) == ""
-    assert server.accepted == 1
+    assert server.accepted == 2
 
 
 def test_without_poll_there_is_select(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,21 +179,7 @@ def test_without_poll_there_is_select(monkeypatch: pytest.MonkeyPatch) -> None:
     with FrameServer() as server, Client(server.url, timeout=60) as client:
         assert client.read_many([1] * 20_000) == [""] * 20_000
         client.replace_many((i % 1000, "x" * 256) for i in range(20_000))
-        link: Any = client._channel.link
-        assert isinstance(link._poll, polling.Select)
-
-
-def test_a_lost_connection_is_closed_by_the_thread_that_polls_it() -> None:
-    def script(peer: Peer) -> None:
-        peer.asks(2)
-        peer.wait_end()
-
-    with BadServer(script) as server, Client(server.url) as client, ThreadPoolExecutor(1) as pool:
-        long = pool.submit(client.read, 1)
-        for _ in range(2):
-            with pytest.raises(CallTimeoutError):
-                client.read(2, timeout=0.1)
-        assert isinstance(long.exception(), ConnectionLostError)
+        assert isinstance(client._pool._links[0]._poll, polling.Select)
 
 
 def test_importing_it_loads_nothing_heavy() -> None:
@@ -236,7 +197,9 @@ class _Interruption(BaseException):
 
 # Where Python lets a signal handler raise: a function begins, or one in C has returned.
 _POINTS = {"call", "c_return"}
-_FILES = {channel.__file__, blocking.__file__, polling.__file__, threading.__file__}
+_FILES = {
+    module.__file__ for module in (blocking_link, blocking, link, polling, pool_module, threading)
+}
 
 
 def _interrupted_at(point: int, client: Client) -> bool:
@@ -265,8 +228,7 @@ def _interrupted_at(point: int, client: Client) -> bool:
 def test_an_exception_from_a_signal_handler_leaves_the_client_whole(others: int) -> None:
     def work(client: Client, stop: threading.Event) -> None:
         while not stop.is_set():
-            with contextlib.suppress(ConnectionLostError):  # a time-out is a failure
-                assert client.read(2) == ""
+            assert client.read(2) == ""
 
     with FrameServer() as server, ThreadPoolExecutor(others + 1) as pool:
         for point in itertools.count(1):
@@ -285,50 +247,39 @@ def test_an_exception_from_a_signal_handler_leaves_the_client_whole(others: int)
     assert point > 20
 
 
-def test_a_call_from_a_signal_handler_within_a_call_is_refused_at_once() -> None:
-    refused: list[str] = []
+class _Alarm(TimeoutError):
+    """What a handler of SIGALRM raises to bound a wait."""
 
-    def script(peer: Peer) -> None:
-        asked = peer.ask()
-        os.kill(os.getpid(), signal.SIGALRM)
-        assert handled.wait(PATIENCE)
-        peer.send(asked.text("x"))
-        peer.wait_end()
 
-    def handler(*_: object) -> None:
+@pytest.mark.parametrize("error", [_Alarm("of the handler"), TimeoutError("of the handler")])
+def test_a_signal_handlers_exception_during_a_connect_is_the_callers(error: Exception) -> None:
+    def raise_it(*_: object) -> None:
+        raise error
+
+    with swallowing() as (host, port):
+        before = signal.signal(signal.SIGALRM, raise_it)
         try:
-            client.ping()
-        except RuntimeError as error:
-            refused.append(str(error))
-        handled.set()
-
-    handled = threading.Event()
-    before = signal.signal(signal.SIGALRM, handler)
-    try:
-        with BadServer(script) as server, Client(server.url, timeout=PATIENCE) as client:
-            assert client.read(1) == "x"
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert len(refused) == 1
-    assert "inside a call" in refused[0]
-
-
-def test_a_call_from_a_destructor_within_a_call_is_refused_not_a_deadlock() -> None:
-    with FrameServer() as server, Client(server.url, timeout=10) as client:
-        refused: list[str] = []
-
-        class Index:
-            def __index__(self) -> int:
-                try:
+            with Client(f"iproto://{host}:{port}", timeout=60) as client:
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                with pytest.raises(TimeoutError) as caught:
                     client.read(1)
-                except RuntimeError as error:
-                    refused.append(str(error))
-                return 2
+                assert caught.value is error
+                assert not client._pool._users
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
-        assert client.read(Index()) == ""  # type: ignore[arg-type]
-        assert refused
-        assert "inside a call" in refused[0]
-        assert client.read(1) == ""
+
+def test_a_client_that_was_not_closed_is_named() -> None:
+    with FrameServer() as server:
+        client = Client(server.url)
+        client.ping()
+        assert repr(client) == f"<iproto.Client {server.url}, 1 connection>"
+        with pytest.warns(ResourceWarning, match=f"<iproto.Client {server.url}.* not closed"):
+            del client
+        with Client(server.url) as client:
+            client.ping()
+        assert repr(client) == f"<iproto.Client {server.url}, closed>"
 
 
 def test_a_forked_child_has_a_connection_of_its_own() -> None:
@@ -356,33 +307,35 @@ sys.exit(0 if right and os.waitpid(child, 0)[1] == 0 else 1)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_a_forked_child_needs_no_lock_that_a_thread_of_its_parent_holds() -> None:
+def test_a_fork_in_the_midst_of_other_threads_calls_leaves_both_processes_usable() -> None:
     with FrameServer() as server:
         code = """
 import os, sys, threading
 import iproto
-client = iproto.Client(sys.argv[1], timeout=10)
-client.connect()
-held, leave = threading.Event(), threading.Event()
-def hold(channel):
-    held.set()
-    leave.wait()
-thread = threading.Thread(target=lambda: client._channel.locked(hold))
-thread.start()
-held.wait()
-child = os.fork()
-if child == 0:
-    os._exit(client.read(1) != "")
-code = os.waitpid(child, 0)[1]
-leave.set()
-thread.join()
-sys.exit(code != 0 or client.read(1) != "")
+client = iproto.Client(sys.argv[1], timeout=10, max_connections=4)
+stop = threading.Event()
+def work():
+    while not stop.is_set():
+        client.read(1)
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        os._exit(client.read(1) != "" or client.read(2) != "")
+    codes.append(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+sys.exit(any(codes) or client.read(1) != "" or client.close())
 """
         ended = subprocess.run(
             [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, server.url],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=60,
             check=False,
         )
     assert (ended.returncode, ended.stderr) == (0, "")

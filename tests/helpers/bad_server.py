@@ -145,6 +145,11 @@ class BadServer:
         if self._errors and kind is None:
             raise self._errors[0]
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a script is not done yet."""
+        return self._thread.is_alive()
+
     def wait_closed(self) -> None:
         """Waits until one more connection was closed."""
         assert self._closed.acquire(timeout=PATIENCE)

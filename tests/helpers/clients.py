@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from iproto.client.blocking_client import Client
 from tests.helpers.bad_server import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from iproto.client.route import Route
 
@@ -63,7 +64,7 @@ async def calling(kind: str, url: str, **options: Any) -> AsyncIterator[AsyncCli
 def route_of(client: AsyncClient) -> Route:
     """What a client of ``calling`` knows of its server."""
     if isinstance(client, Threaded):
-        return client.client._channel.route
+        return client.client._pool.route
     return client._connection.route
 
 
@@ -78,9 +79,38 @@ def both(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     return each
 
 
+def on_one_connection(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Runs a test body with the asyncio client, whose calls share one connection."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        asyncio.run(test(**arguments))
+
+    each: Callable[..., None] = pytest.mark.parametrize("kind", ["async"])(run)
+    return each
+
+
+def at_once(kind: str) -> int:
+    """How many calls a test has in flight on one connection: the blocking client's takes one."""
+    return 3 if kind == "async" else 1
+
+
 async def until(reached: Callable[[], bool]) -> None:
     """Lets the loop turn until something that other threads do is done."""
     deadline = time.monotonic() + PATIENCE
     while not reached():
         assert time.monotonic() < deadline
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def swallowing() -> Iterator[tuple[str, int]]:
+    """An address that answers nothing: not accepted, the backlog full, the system drops it all."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()

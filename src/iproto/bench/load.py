@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING
 from iproto.bench.workload import Batch, Dealer, Outcome
 from iproto.client.arguments import MAX_BODY
-from iproto.client.route import Route, lost_reason, reason_of
+from iproto.client.reasons import reason_of
+from iproto.client.route import Route
 from iproto.errors import ConnectError
 from iproto.wire import FuncID
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from iproto.bench.workload import Plan
+    from iproto.errors import IprotoError
 
 _CHUNK = 262144
 # Seconds between two words about the progress.
@@ -235,19 +237,16 @@ class Load:
             raise self._not_connected(reason_of(error))
         self._retries.append((monotonic() + _RETRY, connection))
 
-    def ended(self, connection: _Connection, error: Exception | None) -> None:
-        """A connection is over: in good order (None), or by what system or codec says."""
+    def ended(self, connection: _Connection, reason: str | IprotoError | None) -> None:
+        """A connection is over: in good order (None), lost, or broken by what came on it."""
         heard = connection.answered > 0
         unanswered = connection.close()
-        if error is None:
+        if reason is None:
             self.outcome.handed_back += unanswered
         else:
             self.outcome.lost += unanswered
-            if isinstance(error, OSError):
-                self.outcome.note(lost_reason(self.plan.target, error))
-            else:
-                self.outcome.wrong += 1
-                self.outcome.note(str(error))
+            self.outcome.wrong += not isinstance(reason, str)
+            self.outcome.note(str(reason))
         if self._sending:
             self.outcome.reconnects += 1
             self._retries.append((monotonic() + (0 if heard else _RETRY), connection))
@@ -285,7 +284,8 @@ class _Connection:
         self.begun = 0  # in an open loop: requests sent so far
         self._load = load
         self._sock: socket.socket | None = None
-        self._frames = load.route.new_frames()
+        self._link = load.route.new_link()
+        self._frames = self._link.frames
         self._sent = 0  # requests, since it was connected
         self._unsent = memoryview(b"")
 
@@ -318,7 +318,8 @@ class _Connection:
             self._load.connect_failed(self, OSError(failure, ""))
             return
         self.connected = True
-        self._frames = self._load.route.new_frames()
+        self._link = self._load.route.new_link()
+        self._frames = self._link.frames
         self._load.selector.modify(self._sock, selectors.EVENT_READ, self._on_event)
         self._load.has_room(self, monotonic())
 
@@ -335,19 +336,19 @@ class _Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._load.ended(self, error)
+            self._load.ended(self, self._link.lost_reason(error))
             return
         if not data:
-            cut = ConnectionError("it ended in the midst of a reply")
+            cut = self._link.lost_reason(ConnectionError("it ended in the midst of a reply"))
             self._load.ended(self, cut if self._frames.missing else None)
             return
-        outcomes = self._frames.feed(data)
+        outcomes = self._link.receive(data)
         now = monotonic()
         for batch, refusal, results in outcomes:
             self.in_flight -= batch.count
             self._load.settle(batch, refusal, results, now)
-        if self._frames.broken is not None:
-            self._load.ended(self, self._frames.broken)
+        if self._link.fault is not None:
+            self._load.ended(self, self._link.fault)
         else:
             self._load.has_room(self, now)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from iproto.bench.load import Load
 from iproto.bench.workload import Outcome
-from iproto.client.route import reason_of
+from iproto.client.reasons import reason_of
 from iproto.errors import ConnectError, IprotoError
 
 if TYPE_CHECKING:

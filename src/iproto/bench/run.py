@@ -14,7 +14,7 @@ from iproto.bench.workload import KINDS, Plan
 from iproto.checks import MAX_SECONDS, checked_range
 from iproto.client.arguments import pack_args
 from iproto.client.blocking_client import Client
-from iproto.client.route import reason_of
+from iproto.client.reasons import reason_of
 from iproto.client.url import parse_url
 from iproto.errors import ConfigError, ConnectError, IprotoError
 from iproto.wire import SLOT_BYTES, SLOT_COUNT

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of the longest reply body that a client takes, unless told otherwise."""
 
+MAX_CONNECTIONS = 64
+"""Connections of a blocking client at most, unless told otherwise: calls at once."""
+
 NIL = b"\xc0"
 """The body of a switch."""
 

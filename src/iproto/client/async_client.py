@@ -7,6 +7,7 @@ end, and a received chunk settles the futures of all replies in it.
 
 from __future__ import annotations
 
+import warnings
 from asyncio import CancelledError, get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ from iproto.client.arguments import (
     pack_args,
     unpack_result,
 )
-from iproto.client.async_link import Connection, Late
-from iproto.client.route import Route, reply_timeout
+from iproto.client.async_connection import Connection, Late
+from iproto.client.reasons import reply_timeout
+from iproto.client.route import Route
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
@@ -238,18 +240,18 @@ class AsyncClient:
             link.flush_soon()
         if deadline < connection.timer_at:
             connection.set_timer(deadline)
-        chunks = link.chunks
+        chunks = link.state.chunks
         try:
             return await waiter
         except (CancelledError, GeneratorExit):
             link.frames.forget(first)
             raise
         except Late:
-            target = connection.route.target
-            silent = link.chunks == chunks
-            dropped = silent and link.suspect(seconds)
             raise reply_timeout(
-                target, seconds, dropped=dropped, missing=link.frames.missing
+                connection.route.target,
+                seconds,
+                dropped=link.suspect(chunks, seconds, monotonic()),
+                missing=link.frames.missing,
             ) from None
 
     # The connection.
@@ -291,3 +293,13 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    def __repr__(self) -> str:
+        connection = self._connection
+        return f"<iproto.AsyncClient {connection.route.target.url}, {connection.status}>"
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)  # not there if an argument was refused
+        if connection is not None and connection.status == "connected":
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            connection.abandon()

@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from os import getpid
+import warnings
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
 from iproto.address import DEFAULT_URL
-from iproto.checks import checked_func_id, checked_max_body, checked_timeout
+from iproto.checks import (
+    checked_func_id,
+    checked_max_body,
+    checked_max_connections,
+    checked_timeout,
+)
 from iproto.client.arguments import (
     MAX_BODY,
+    MAX_CONNECTIONS,
     NIL,
-    check_build,
     checked_body,
     item_list,
     make_target,
     pack_args,
     unpack_result,
 )
-from iproto.client.blocking_link import Channel, Waiter
-from iproto.client.route import Route, reply_timeout
+from iproto.client.blocking_link import Waiter
+from iproto.client.pool import Pool
+from iproto.client.route import Route
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
     from iproto.client.arguments import Build
 
-_T = TypeVar("_T")
-
 
 class Client:
-    """Calls a server and waits; threads may share one client, and its connection.
+    """Calls a server and waits; threads may share one client.
 
-    It connects at the first call, or at :meth:`connect`, and again when a call
-    finds the connection lost. Failed attempts are spaced, 50 ms at first and
-    5 s at last. Calls of several threads are on their way at the same time.
+    Each call that is on its way has a connection of its own, so calls of several
+    threads do not wait for each other. Connections are made when they are needed,
+    kept for later calls, and made again when they were lost. Failed attempts are
+    spaced, 50 ms at first and 5 s at last.
 
     Every call takes ``timeout``, in seconds, over 0, at most 86400 (None: the
     client's), for all of it: waiting for a connection, sending, and the reply.
@@ -55,6 +60,7 @@ class Client:
         dialect: vk, mailru or auto, instead of the URL's.
         timeout: seconds, over 0, at most 86400, instead of the URL's.
         max_body: longest reply body taken, 1..2**32-1 bytes.
+        max_connections: connections at most, 1..4096; further calls wait for one.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -67,10 +73,13 @@ class Client:
         dialect: Dialect | str | None = None,
         timeout: float | None = None,
         max_body: int = MAX_BODY,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
-        self._channel = Channel(Route(target, checked_max_body(max_body)))
+        self._pool = Pool(
+            Route(target, checked_max_body(max_body)), checked_max_connections(max_connections)
+        )
 
     # Calls.
 
@@ -148,7 +157,7 @@ class Client:
         """
         pairs = item_list(items)
         if not pairs:
-            self._locked(Channel.check_open)
+            self._pool.check_open()
             return
         self._run(lambda f, w, d: f.replace_many(pairs, w, d), timeout)
 
@@ -205,7 +214,7 @@ class Client:
     def _read_many(self, indexes: Iterable[int], outcome: int, timeout: float | None) -> list[Any]:
         slots = list(indexes)
         if not slots:
-            self._locked(Channel.check_open)
+            self._pool.check_open()
             return []
         results: list[Any] = self._run(lambda f, w, d: f.read_many(slots, outcome, w, d), timeout)
         return results
@@ -218,24 +227,25 @@ class Client:
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
         deadline = monotonic() + seconds
         waiter = Waiter()
-        self._locked(lambda channel: _settled(channel, build, waiter, deadline, seconds))
+        pool = self._pool
+        try:
+            try:
+                pool.take(waiter, deadline, seconds).call(build, waiter, deadline, seconds)
+            finally:
+                pool.release(waiter)
+        except BaseException:
+            pool.release(waiter)  # again: a signal's handler may have cut that off
+            raise
         if waiter.error is not None:
             raise waiter.error
         return waiter.result
-
-    def _locked(self, work: Callable[[Channel], _T]) -> _T:
-        """What the work returns, done with the lock of this process's channel."""
-        channel = self._channel
-        if channel.pid != getpid():
-            self._channel = channel = channel.heir()
-        return channel.locked(work)
 
     # The connection.
 
     @property
     def dialect(self) -> Dialect:
         """The server's dialect; ``auto`` until the first connection has found it."""
-        return self._channel.route.dialect
+        return self._pool.route.dialect
 
     def connect(self, *, timeout: float | None = None) -> None:
         """Connects now rather than at the first call.
@@ -248,14 +258,26 @@ class Client:
             CallTimeoutError: there was no connection in time.
         """
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        self._locked(lambda channel: channel.opened(monotonic() + seconds, seconds))
+        deadline = monotonic() + seconds
+        waiter = Waiter()
+        pool = self._pool
+        try:
+            try:
+                link = pool.take(waiter, deadline, seconds)
+                if not link.is_open():
+                    link.connect(deadline, seconds)
+            finally:
+                pool.release(waiter)
+        except BaseException:
+            pool.release(waiter)
+            raise
 
     def close(self) -> None:
         """Closes; calls in flight and later ones raise ClientClosedError.
 
         It may be called twice.
         """
-        self._locked(Channel.close)
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -268,26 +290,13 @@ class Client:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        count = self._pool.connected
+        state = "closed" if self._pool.closed else f"{count} connection{'s' * (count != 1)}"
+        return f"<iproto.Client {self._pool.route.target.url}, {state}>"
 
-def _settled(
-    channel: Channel, build: Build, waiter: Waiter, deadline: float, seconds: float
-) -> None:
-    """Sends a call's frames and waits until it is settled, holding the channel's lock."""
-    link = channel.link
-    if link is None or not link.is_ready():
-        channel.check_open()
-        check_build(build)
-        link = channel.opened(deadline, seconds)
-    first = build(link.frames, waiter, deadline)
-    chunks = link.chunks
-    try:
-        link.push()
-        link.wait(waiter, deadline)
-    finally:
-        if not waiter.done:
-            link.frames.forget(first)
-    if not waiter.done:
-        silent = link.chunks == chunks
-        dropped = silent and link.suspect(seconds)
-        missing = link.frames.missing
-        raise reply_timeout(channel.route.target, seconds, dropped=dropped, missing=missing)
+    def __del__(self) -> None:
+        pool = getattr(self, "_pool", None)  # not there if an argument was refused
+        if pool is not None and pool.connected:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+            pool.close()

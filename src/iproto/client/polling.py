@@ -1,4 +1,4 @@
-"""Waiting for a socket with a bound, or until a bell rings."""
+"""Waiting for a socket with a bound."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ if TYPE_CHECKING:
 
 
 class Poll:
-    """Waits for a socket and a bell."""
+    """Waits for a socket."""
 
-    def __init__(self, sock: socket.socket, bell: socket.socket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock.fileno()
         self._out = False
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._poll.register(bell, select.POLLIN)
 
-    def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool, bool]:
-        """Returns whether the socket can be read, can be written, and the bell rang.
+    def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool]:
+        """Returns whether the socket can be read, and whether it can be written.
 
         Args:
             out: whether to wait for the socket to be writable, too.
@@ -30,30 +29,25 @@ class Poll:
         if out is not self._out:
             self._poll.modify(self._sock, select.POLLIN | (select.POLLOUT if out else 0))
             self._out = out
-        readable = writable = rung = False
-        for file, events in self._poll.poll(ceil(seconds * 1000)):
-            if file == self._sock:
-                writable = bool(events & select.POLLOUT)
-                readable = bool(events & ~select.POLLOUT)  # errors and ends included
-            else:
-                rung = True
-        return readable, writable, rung
+        for _, events in self._poll.poll(ceil(seconds * 1000)):
+            # Errors and ends are found by reading.
+            return bool(events & ~select.POLLOUT), bool(events & select.POLLOUT)
+        return False, False
 
 
 class Select:
     """The same where there is no poll()."""
 
-    def __init__(self, sock: socket.socket, bell: socket.socket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._bell = bell
 
-    def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool, bool]:
+    def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool]:
         """As ``Poll.wait``."""
         senders = [self._sock] if out else []
-        ins, outs, _ = select.select([self._sock, self._bell], senders, [], seconds)
-        return self._sock in ins, bool(outs), self._bell in ins
+        ins, outs, _ = select.select([self._sock], senders, [], seconds)
+        return bool(ins), bool(outs)
 
 
-def new_poller(sock: socket.socket, bell: socket.socket) -> Poll | Select:
+def new_poller(sock: socket.socket) -> Poll | Select:
     """What the platform has; poll() takes files of any number, select() does not."""
-    return Poll(sock, bell) if hasattr(select, "poll") else Select(sock, bell)
+    return Poll(sock) if hasattr(select, "poll") else Select(sock)

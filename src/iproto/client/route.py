@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import socket
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from iproto._fastframe import ClientFrames
+from iproto.client.link import LinkState
+from iproto.client.reasons import lost_error, reason_of
 from iproto.errors import (
-    CallTimeoutError,
     ClientClosedError,
     ConnectError,
     ConnectionLostError,
@@ -44,6 +46,7 @@ class Backoff:
 
     50 ms after the first failure, twice as long after each further one, up to
     5 s; of that 50..100 %, at random, lest all clients come back at once.
+    Attempts that several threads make side by side count as one.
 
     Args:
         clock: seconds, monotonic.
@@ -55,30 +58,41 @@ class Backoff:
         clock: Callable[[], float] = monotonic,
         random: Callable[[], float] = lambda: int.from_bytes(os.urandom(2), "little") / 65535,
     ) -> None:
-        self._clock = clock
+        self.clock = clock
         self._random = random
         self._failures = 0
+        self._failed_at = -inf
         self._next_at = 0.0
         self.reason: str | None = None
         """Why the last attempt failed."""
 
-    def failed(self, reason: str) -> None:
-        """An attempt failed; the next one has to wait."""
+    def failed(self, reason: str, began: float = inf) -> None:
+        """An attempt failed; the next one has to wait.
+
+        Args:
+            reason: why.
+            began: when the attempt began, by the clock; one that began before the
+                last failure does not make the wait longer.
+        """
+        self.reason = reason
+        if began < self._failed_at:
+            return
         # The exponent is bounded: 2 ** 1100 is no float.
         longest = min(_BACKOFF_FIRST * 2.0 ** min(self._failures, 16), _BACKOFF_LAST)
         self._failures += 1
-        self._next_at = self._clock() + longest * (0.5 + 0.5 * self._random())
-        self.reason = reason
+        self._failed_at = self.clock()
+        self._next_at = self._failed_at + longest * (0.5 + 0.5 * self._random())
 
     def succeeded(self) -> None:
         """The server answered: the next attempt need not wait."""
         self._failures = 0
+        self._failed_at = -inf
         self._next_at = 0.0
         self.reason = None
 
     def delay(self) -> float:
         """Seconds until the next attempt may begin."""
-        return max(0.0, self._next_at - self._clock())
+        return max(0.0, self._next_at - self.clock())
 
 
 class Route:
@@ -94,12 +108,16 @@ class Route:
         self.dialect = target.dialect
         """The server's; AUTO while it is not known."""
         self.backoff = Backoff()
+        self.failures = 0
+        """Attempts that failed, less those that a call had no time for."""
+        self.last_failure: Callable[[], IprotoError] | None = None
+        """Makes the error of the last of them."""
         self._max_body = max_body
 
-    def new_frames(self) -> ClientFrames:
-        """The codec of a new connection."""
+    def new_link(self) -> LinkState:
+        """The state of a new connection."""
         mailru = None if self.dialect is Dialect.AUTO else self.dialect is Dialect.MAILRU
-        return ClientFrames(mailru=mailru, max_body=self._max_body)
+        return LinkState(ClientFrames(mailru=mailru, max_body=self._max_body), self.target.address)
 
     def tune(self, sock: _Socket) -> None:
         """Small frames leave at once, and a peer that vanished is noticed when idle."""
@@ -120,110 +138,28 @@ class Route:
             raise error
         self.dialect = Dialect.MAILRU if frames.mailru else Dialect.VK
 
-    def failed(self, error: Exception) -> Callable[[], IprotoError]:
-        """An attempt failed; makes the error for each who waited for it."""
-        reason = reason_of(error)
-        self.backoff.failed(reason)
-        if isinstance(error, (ProtocolError, ClientClosedError)):
-            return partial(lost_error, error, False)
-        return partial(ConnectError, f"cannot connect to {self.target.address}: {reason}")
-
-    def ended(self, reason: str | IprotoError, *, heard: bool) -> None:
-        """A connection ended that calls had used, or could have.
+    def failed(self, error: Exception, began: float = inf) -> Callable[[], IprotoError]:
+        """An attempt failed; makes the error for each call that waited for it.
 
         Args:
-            reason: why.
-            heard: whether the server ever said something on it.
+            error: why.
+            began: when the attempt began, as in :meth:`Backoff.failed`.
         """
-        if isinstance(reason, DialectError):
+        reason = reason_of(error)
+        self.backoff.failed(reason, began)
+        self.failures += 1
+        if isinstance(error, (ProtocolError, ClientClosedError)):
+            make_error: Callable[[], IprotoError] = partial(lost_error, error, False)
+        else:
+            text = f"cannot connect to {self.target.address}: {reason}"
+            make_error = partial(ConnectError, text)
+        self.last_failure = make_error
+        return make_error
+
+    def ended(self, link: LinkState) -> None:
+        """A connection ended that calls had used, or could have."""
+        if isinstance(link.ended, DialectError):
             self.dialect = self.target.dialect  # the server has changed; find out anew
-        elif not heard:
+        elif not link.chunks:
             # Accepted and then nothing: to be spaced as a failed attempt is.
-            self.backoff.failed(str(reason))
-
-
-# What to tell a caller. A new exception for each: one that is raised in many
-# places at once would collect the tracebacks of all.
-
-
-def reason_of(error: BaseException) -> str:
-    """Why the system refused, without the noise around it."""
-    if isinstance(error, OSError):
-        if not isinstance(error, socket.gaierror) and error.errno and error.errno > 0:
-            return os.strerror(error.errno)  # asyncio has its own sentence in error.strerror
-        return error.strerror or str(error) or type(error).__name__
-    return str(error) or type(error).__name__
-
-
-def unconnected_timeout(route: Route, seconds: float) -> CallTimeoutError:
-    """For a call whose deadline came before a connection that could take it."""
-    last = f" (last failure: {route.backoff.reason})" if route.backoff.reason else ""
-    return CallTimeoutError(
-        f"no connection to {route.target.address} that takes requests within {seconds:g} s{last}",
-        may_have_executed=False,
-    )
-
-
-def reply_timeout(
-    target: Target, seconds: float, *, dropped: bool, missing: int
-) -> CallTimeoutError:
-    """For a call whose deadline came before its reply.
-
-    Args:
-        target: the server.
-        seconds: the call's time-out.
-        dropped: whether the connection was given up for its silence.
-        missing: bytes that a reply still lacks.
-    """
-    more = ", nor any other byte: the connection is dropped" if dropped else ""
-    if missing == 4:  # by which the dialects differ; of users' functions nothing else tells
-        more = (
-            ": one came, but 4 bytes short of its body_length; "
-            "if the server speaks dialect=mailru, tell the client so"
-        )
-    return CallTimeoutError(
-        f"no reply from {target.address} within {seconds:g} s{more}", may_have_executed=True
-    )
-
-
-def silent_reason(target: Target, seconds: float) -> str:
-    """Why a connection is dropped whose peer says nothing at all."""
-    return f"the connection to {target.address} was dropped: no byte came for {seconds:g} s"
-
-
-def lost_reason(target: Target, error: BaseException | None) -> str:
-    """Why a connection ended that the client wanted to keep."""
-    if error is None:
-        return f"{target.address} closed the connection"
-    return f"the connection to {target.address} was lost: {reason_of(error)}"
-
-
-def closed_error(*, may_have_executed: bool) -> ClientClosedError:
-    """For a call on a client that was closed before or meanwhile."""
-    return ClientClosedError("the client is closed", may_have_executed=may_have_executed)
-
-
-def lost_error(reason: str | IprotoError, may_have_executed: bool) -> IprotoError:
-    """For a call in flight on a connection that ended.
-
-    Args:
-        reason: a text, or the error that made the client end the connection.
-        may_have_executed: whether the request had left.
-    """
-    if isinstance(reason, ProtocolError):
-        return type(reason)(*reason.args, may_have_executed=may_have_executed)
-    if isinstance(reason, ClientClosedError):
-        return closed_error(may_have_executed=may_have_executed)
-    return ConnectionLostError(str(reason), may_have_executed=may_have_executed)
-
-
-def ended_error(reason: str | IprotoError) -> Exception:
-    """For the attempt to connect whose connection ended before it was of use."""
-    return ConnectionError(reason) if isinstance(reason, str) else lost_error(reason, False)
-
-
-def unusable_error(target: Target, reason: str | IprotoError) -> IprotoError:
-    """For a call whose connection was made, and ended before the call was added to it."""
-    if isinstance(reason, str):
-        return ConnectError(f"cannot connect to {target.address}: {reason}")
-    return lost_error(reason, False)
+            self.backoff.failed(str(link.ended))

@@ -52,6 +52,11 @@ class Target:
         """The address in one word, for messages: ``[::1]:8080``, ``unix:/run/iproto.sock``."""
         return str(Address(self.host, self.port, self.path or ""))
 
+    @property
+    def url(self) -> str:
+        """A URL of the address, for messages."""
+        return f"iproto+unix://{self.path}" if self.path is not None else f"iproto://{self.address}"
+
 
 def parse_url(url: str) -> Target:
     """Reads the address of a server.

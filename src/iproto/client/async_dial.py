@@ -1,0 +1,83 @@
+"""Connecting from asyncio to a server that may have several addresses.
+
+As dial.py; asyncio's own ``happy_eyeballs_delay`` is not there in uvloop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from iproto.client.dial import STAGGER, DialError, interleaved, is_refusal
+
+if TYPE_CHECKING:
+    from iproto.client.dial import Place
+    from iproto.client.route import Route
+
+
+async def dial(loop: asyncio.AbstractEventLoop, route: Route) -> socket.socket:
+    """Connects; cancelled when it has taken too long.
+
+    Returns:
+        A connected socket that does not block.
+
+    Raises:
+        DialError: every address refused, or there is none.
+    """
+    places = await _places(loop, route)
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    last: Exception = OSError("the name has no address")
+    try:
+        while places or attempts:
+            if places:
+                attempts.add(loop.create_task(_connected(loop, route, places.pop(0))))
+            await asyncio.wait(
+                attempts,
+                timeout=STAGGER if places else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for attempt in [attempt for attempt in attempts if attempt.done()]:
+                error = attempt.exception()
+                if error is None:
+                    attempts.remove(attempt)
+                    return attempt.result()
+                attempts.remove(attempt)
+                if not isinstance(error, Exception) or not is_refusal(error):
+                    raise error
+                last = error
+        raise DialError(last)
+    finally:
+        for attempt in attempts:
+            attempt.add_done_callback(_close_late)
+            attempt.cancel()
+
+
+def _close_late(attempt: asyncio.Task[socket.socket]) -> None:
+    """Closes a socket that was connected when another one had been taken."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+async def _places(loop: asyncio.AbstractEventLoop, route: Route) -> list[Place]:
+    target = route.target
+    if target.path is not None:
+        return [(socket.AF_UNIX, socket.SOCK_STREAM, 0, "", target.path)]
+    try:
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise DialError(error) from None
+    return interleaved(found)
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, route: Route, place: Place) -> socket.socket:
+    family, kind, protocol, _, address = place
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        route.tune(sock)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
