@@ -27,7 +27,11 @@ declares to Cython what the other parts use of it.
     functions   UserFunction: how the bodies of a user function are read
     server      ServerFrames: frames in, replies out
     scan        bytes to Requests, and who answers each
+    requests    requests to bytes
+    dialect     which dialect a server speaks
+    pending     requests that wait for replies
     client      ClientFrames: requests out, replies in
+    replies     bytes to replies, and these to what waits for them
 
 The way of the data, on the server: ``ServerFrames.receive`` takes what a socket
 has received, executes every built-in frame in it against ``Storage`` and sends
@@ -98,4 +102,8 @@ include "fastframe/bodycheck.pxi"
 include "fastframe/functions.pxi"
 include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
+include "fastframe/requests.pxi"
+include "fastframe/dialect.pxi"
+include "fastframe/pending.pxi"
 include "fastframe/client.pxi"
+include "fastframe/replies.pxi"

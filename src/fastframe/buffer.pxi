@@ -1,3 +1,4 @@
+# A growing buffer.
 #
 # Bytes from `start` to `end`; both ends of a connection keep partial frames in
 # one, and clients build requests in one. It grows by what was really received
@@ -10,9 +11,25 @@ cdef struct Buffer:
     size_t capacity
 
 
+cdef inline size_t size_of(const Buffer* b) noexcept nogil:
+    return b.end - b.start
+
+
+cdef inline const uint8_t* bytes_of(const Buffer* b) noexcept nogil:
+    """Where they begin; never NULL, for C forbids even NULL + 0."""
+    return b.data + b.start if b.data != NULL else <const uint8_t*>b""
+
+
+cdef bytes take_all(Buffer* b):
+    """All of them, which leaves it empty."""
+    taken = PyBytes_FromStringAndSize(<const char*>bytes_of(b), size_of(b))
+    consume(b, size_of(b))
+    return taken
+
+
 cdef int reserve(Buffer* b, size_t more) except -1:
     """Makes room for so many bytes at the end."""
-    cdef size_t held = b.end - b.start
+    cdef size_t held = size_of(b)
     cdef size_t capacity
     cdef uint8_t* data
     if b.capacity - b.end >= more:

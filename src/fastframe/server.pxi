@@ -176,8 +176,7 @@ cdef class ServerFrames:
         cdef size_t built
         if self.status & CLOSING:
             return 0
-        built = self._execute(self.input.data + self.input.start,
-                              self.input.end - self.input.start, &used, scratch)
+        built = self._execute(bytes_of(&self.input), size_of(&self.input), &used, scratch)
         consume(&self.input, used)
         self._date_partial(used)
         return built
@@ -269,10 +268,7 @@ cdef class ServerFrames:
 
     def take(self):
         """What ``flush`` would send, for streams that are not sockets."""
-        cdef size_t size = self.output.end - self.output.start
-        data = PyBytes_FromStringAndSize(<char*>self.output.data + self.output.start, size)
-        consume(&self.output, size)
-        return data
+        return take_all(&self.output)
 
     def close(self, reason):
         """From now on nothing is executed; what was not, and what comes, is dropped."""

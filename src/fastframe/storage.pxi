@@ -199,7 +199,7 @@ cdef class Storage:
         """
         return recover_area(&self.handle, self._area(worker))
 
-    def beat(self, double lag, uint64_t tasks):
+    def heartbeat(self, double lag, uint64_t tasks):
         """The event loop of this worker ran.
 
         Args:

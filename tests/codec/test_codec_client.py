@@ -518,7 +518,7 @@ def test_replies_are_counted_once_by_what_they_were() -> None:
     ]
     for reply in replies:
         frames.feed(response(*reply, mailru=False))
-    assert (frames.answered, frames.surplus) == (4, 3)
+    assert (frames.answered, frames.unexpected_replies) == (4, 3)
     assert frames.refusals == {ReturnCode.READ_ONLY: 1, ReturnCode.LOCKED: 1}
 
 

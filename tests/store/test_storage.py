@@ -570,7 +570,7 @@ def test_recovery_closes_the_books_of_a_dead_workers_connections() -> None:
     for _ in range(3):
         dead.count_opened()
     dead.count_closed(CloseReason.IDLE)
-    dead.beat(0.0, 5)
+    dead.heartbeat(0.0, 5)
     storage = ff.Storage(memory, workers=2, worker=0)
     assert storage.silent_seconds(1) > 0
     storage.recover(1)
@@ -634,7 +634,7 @@ def test_an_index_is_looked_at_as_a_number(index: int) -> None:
 def test_the_beats_of_a_loop_are_counted_by_their_lateness() -> None:
     storage = ff.Storage()
     for lag in (-1.0, 0.0, 0.000_004, 0.02, 1e6):
-        storage.beat(lag, 7)
+        storage.heartbeat(lag, 7)
     counters = storage.counters()
     assert sum(counters["lag_buckets"]) == 5
     assert counters["lag_buckets"][0] == 3

@@ -340,7 +340,7 @@ class _Connection:
             return
         if not data:
             cut = self._link.lost_reason(ConnectionError("it ended in the midst of a reply"))
-            self._load.ended(self, cut if self._frames.missing else None)
+            self._load.ended(self, cut if self._frames.bytes_missing else None)
             return
         outcomes = self._link.receive(data)
         now = monotonic()
@@ -413,7 +413,7 @@ class _Connection:
             unanswered = self._sent - self._frames.answered
             outcome = self._load.outcome
             outcome.answered += self._frames.answered
-            outcome.doubled += self._frames.surplus
+            outcome.doubled += self._frames.unexpected_replies
             outcome.add_refused(self._frames.refusals)
         self.in_flight = self._sent = 0
         self._unsent = memoryview(b"")

@@ -251,7 +251,7 @@ class AsyncClient:
                 connection.route.target,
                 seconds,
                 dropped=link.suspect(chunks, seconds, monotonic()),
-                missing=link.frames.missing,
+                missing=link.frames.bytes_missing,
             ) from None
 
     # The connection.

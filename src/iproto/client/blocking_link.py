@@ -91,7 +91,10 @@ class Link:
         if not waiter.done:
             assert self.state is not None
             raise reply_timeout(
-                self._pool.route.target, seconds, dropped=True, missing=self.state.frames.missing
+                self._pool.route.target,
+                seconds,
+                dropped=True,
+                missing=self.state.frames.bytes_missing,
             )
 
     def is_open(self) -> bool:

@@ -38,6 +38,6 @@ class Heartbeat:
 
     def _tick(self) -> None:
         self._last = self._loop.time()
-        self._storage.beat(self._last - self._due, len(asyncio.all_tasks(self._loop)))
+        self._storage.heartbeat(self._last - self._due, len(asyncio.all_tasks(self._loop)))
         self._due = self._last + PERIOD
         self._timer = self._loop.call_at(self._due, self._tick)

@@ -1,0 +1,151 @@
+# Bytes to replies, and replies to the outcomes of the requests that wait for them.
+# Functions of ClientFrames whose class would be too long with them.
+
+# Return codes that a client's side counts apart.
+cdef enum:
+    MOST_REFUSALS = 64
+
+
+cdef size_t scan_replies(ClientFrames self, const uint8_t* data, size_t size,
+                         list outcomes) except? 0:
+    cdef size_t at = 0
+    cdef size_t left
+    cdef uint32_t func_id, length, request_id, code
+    cdef const uint8_t* frame
+    try:
+        while size - at >= HEADER_BYTES:
+            frame = data + at
+            left = size - at
+            func_id = load_le32(frame)
+            length = load_le32(frame + 4)
+            request_id = load_le32(frame + 8)
+            if length == 0 and (func_id == PING or func_id == SHUTDOWN):
+                settle(self, func_id, length, request_id, 0, NULL, 0, outcomes)
+                at += HEADER_BYTES
+                continue
+            if not fits_dialect(&self.dialect, func_id, length, frame, left):
+                break
+            if self.dialect == DIALECT_MAILRU:
+                length -= 4
+            if length > self.max_body:
+                raise ProtocolError(
+                    f"reply body of {length} bytes is over the limit of {self.max_body}"
+                )
+            if left < HEADER_BYTES + 4 + <size_t>length:
+                break
+            code = load_le32(frame + HEADER_BYTES)
+            settle(self, func_id, load_le32(frame + 4), request_id, code,
+                   frame + HEADER_BYTES + 4, length, outcomes)
+            at += HEADER_BYTES + 4 + length
+    except ProtocolError as error:
+        self.broken = error
+        return size
+    return at
+
+
+cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t request_id,
+                uint32_t code, const uint8_t* body, uint32_t size, list outcomes) except -1:
+    """Finds what waits for a reply, and adds its outcome when it is complete."""
+    cdef Pending entry = self.requests.pop(request_id)
+    cdef object error = None
+    cdef object result = None
+    cdef uint32_t position
+    if entry is None:
+        if not self.requests.was_issued(request_id):
+            raise ProtocolError(f"reply to request_id {request_id}, which was never sent")
+        self.unexpected_replies += 1
+        return 0  # Its caller gave up, or it was answered already.
+    try:
+        if func_id != entry.func_id:
+            raise ProtocolError(
+                f"reply to request_id {request_id} is of function {func_id:#x}, "
+                f"asked was {entry.func_id:#x}"
+            )
+        if entry.outcome == RESPONSE:
+            result = Response(Header(func_id, length, request_id), code, body[:size])
+        elif code != 0:
+            error = error_from_reply(code, error_text(body, size))
+        elif body != NULL:
+            result = decode_result(entry.outcome, body, size)
+    except ProtocolError as broken:
+        # The waiter hears of it too: it is not pending any more.
+        if entry.results is None:
+            outcomes.append((entry.waiter, broken, None))
+        raise
+    except TextError as not_text:
+        error = not_text
+    if entry.results is None:
+        count_answer(self, code)
+        outcomes.append((entry.waiter, error, result))
+        return 0
+    position = request_id - entry.first
+    if entry.results[position] is not UNANSWERED:
+        self.unexpected_replies += 1
+        return 0
+    count_answer(self, code)
+    if error is not None:
+        error.item = position
+        if entry.error is None or position < entry.error.item:
+            entry.error = error
+    entry.results[position] = result
+    entry.unanswered -= 1
+    if entry.unanswered == 0:
+        self.requests.bulks.remove(entry)
+        outcomes.append((entry.waiter, entry.error, entry.results))
+    return 0
+
+
+cdef inline int count_answer(ClientFrames self, uint32_t code) except -1:
+    self.answered += 1
+    return count_refusal(self.refusals, code) if code != 0 else 0
+
+
+cdef int count_refusal(dict refusals, uint32_t code) except -1:
+    cdef object key = code
+    if key not in refusals and len(refusals) >= MOST_REFUSALS:
+        key = -1
+    refusals[key] = refusals.get(key, 0) + 1
+    return 0
+
+
+cdef object decode_result(int outcome, const uint8_t* body, uint32_t size):
+    """The body of a successful reply, as it was asked for."""
+    cdef cursor_t c
+    cdef const uint8_t* text = NULL
+    cdef uint32_t length = 0
+    if outcome == BODY:
+        return body[:size]
+    if outcome == NOTHING:
+        if size != 1 or body[0] != 0xC0:
+            raise ProtocolError(f"reply body of {size} bytes where nil was expected")
+        return None
+    c.at = body
+    c.end = body + size
+    if read_str(&c, &text, &length) != 0 or c.at != c.end:
+        raise ProtocolError(f"reply body of {size} bytes is not the MsgPack str that was expected")
+    if outcome == BYTES:
+        return text[:length]
+    try:
+        return PyUnicode_DecodeUTF8(<const char*>text, length, NULL)
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"the slot's {length} bytes are not UTF-8 (byte {error.start}); "
+            "read them with the bytes variant of the call"
+        ) from None
+
+
+cdef str error_text(const uint8_t* body, uint32_t size):
+    """The text of an error reply; whatever a peer put there, some text comes out."""
+    cdef cursor_t c
+    cdef const uint8_t* text = NULL
+    cdef uint32_t length = 0
+    c.at = body
+    c.end = body + size
+    if body == NULL or read_str(&c, &text, &length) != 0:
+        return f"(the reply has no text, but {size} other bytes)" if size else "(no text)"
+    if length <= PEER_TEXT:
+        return text[:length].decode("utf-8", "backslashreplace")
+    cdef uint32_t kept = PEER_TEXT
+    while text[kept] & 0xC0 == 0x80 and kept > PEER_TEXT - 4:  # not within a character
+        kept -= 1
+    return text[:kept].decode("utf-8", "backslashreplace") + f"... (cut: {length} bytes in all)"
