@@ -44,6 +44,56 @@ pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long
 generate: $(BUILT) ## Write what is made of schema/iproto.toml: enums, constants, tables of docs
 	$(BIN)/python tools/generate.py
 
+# The extension built by clang with what finds its faults at run time, in an environment of its
+# own: from a copy of the source, for an object of another build must not be taken for one of this.
+# -fno-sanitize=function: Cython calls through pointers to another type, and means it.
+SANITIZE := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=function \
+	-fno-sanitize-recover=all
+SANITIZED := PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+SOURCES := pyproject.toml setup.py $(wildcard src/_fastframe.pyx src/fastframe/* src/iproto/*.py src/iproto/*/*.py)
+
+define instrumented_build
+test -d $(1)/venv || $(PYTHON) -m venv $(1)/venv
+$(1)/venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+rm -rf $(1)/source
+mkdir -p $(1)/source
+cp -R pyproject.toml setup.py MANIFEST.in README.md LICENSE src $(1)/source
+rm -f $(1)/source/src/iproto/*.so
+cd $(1)/source && CC=clang LDSHARED="clang -shared" CFLAGS="$(2)" ../venv/bin/python -m pip install --quiet \
+	--disable-pip-version-check . --group test $(3)
+touch $(1)/.built
+endef
+
+ASAN_RUNTIME = $$(clang -print-file-name=libclang_rt.asan-$$(uname -m).so)
+ASAN_TESTS ?=
+
+.PHONY: asan
+asan: build/asan/.built ## The suite with AddressSanitizer and UBSan, by clang; ASAN_TESTS=tests/codec for a part
+	LD_PRELOAD=$(ASAN_RUNTIME) $(SANITIZED) build/asan/venv/bin/python -m pytest \
+		-m "not address_space" $(ASAN_TESTS)
+
+.PHONY: asan-short
+asan-short: ## The part of it that drives the extension without processes
+	$(MAKE) asan ASAN_TESTS="tests/codec tests/fuzz tests/store/test_storage.py"
+
+build/asan/.built: $(SOURCES)
+	$(call instrumented_build,build/asan,$(SANITIZE) -shared-libasan)
+
+FUZZ_TARGETS := server_frames client_frames store_image
+
+.PHONY: fuzz
+fuzz: build/fuzz/.built ## Fuzz the extension, each target for SECONDS; what is found is in build/fuzz
+	@for target in $(FUZZ_TARGETS); do echo "== $$target"; \
+		LD_PRELOAD=$$(build/fuzz/venv/bin/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so \
+		$(SANITIZED) build/fuzz/venv/bin/python -m tests.fuzz.fuzz $$target -max_total_time=$(SECONDS) \
+		-max_len=4096 -timeout=30 -print_final_stats=1 2> build/fuzz/$$target.log || { tail -60 build/fuzz/$$target.log; exit 1; }; \
+		grep -E '^stat::number_of_executed_units|^#.*DONE' build/fuzz/$$target.log; done
+
+build/fuzz/.built: $(SOURCES)
+	$(call instrumented_build,build/fuzz,$(subst undefined,undefined$(comma)fuzzer-no-link,$(SANITIZE)),--group fuzz)
+
+comma := ,
+
 .PHONY: lint
 lint: $(BUILT) ## Style and types, and whether make generate would change anything
 	$(BIN)/python tools/generate.py --check
@@ -53,6 +103,7 @@ lint: $(BUILT) ## Style and types, and whether make generate would change anythi
 	printf '#include "%s"\n' $(notdir $(HEADERS)) | $(CC) -std=c11 -D_POSIX_C_SOURCE=200809L \
 		-Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only -Isrc/fastframe -x c -
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/python -m mypy.stubtest iproto._fastframe --mypy-config-file pyproject.toml
 
 .PHONY: format
