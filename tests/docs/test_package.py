@@ -64,7 +64,10 @@ def test_the_same_pythons_are_declared_tested_and_built_for() -> None:
     built = [f"3.{minor}" for minor in re.findall(r"\bcp3(\d+)-\*", project)]
     matrix = re.search(r"^ +python: \[(.*)\]$", workflow, re.MULTILINE)
     assert matrix is not None
-    assert declared == built == re.findall(r"3\.\d+", matrix[1])
+    assert built == re.findall(r"3\.\d+", matrix[1])
+    # What may still fail there is claimed nowhere.
+    may_fail = re.findall(r"continue-on-error: \$\{\{ matrix\.python == '(3\.\d+)' \}\}", workflow)
+    assert declared == [version for version in built if version not in may_fail]
     assert f'requires-python = ">={declared[0]}"' in project
 
 
