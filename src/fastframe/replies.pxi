@@ -62,7 +62,9 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
                 f"asked was {entry.func_id:#x}"
             )
         if entry.outcome == RESPONSE:
-            result = Response(Header(func_id, length, request_id), code, body[:size])
+            # Not body[:size]: a reply that is a header alone has no body to point at.
+            content = PyBytes_FromStringAndSize(<const char*>body, size)
+            result = Response(Header(func_id, length, request_id), code, content)
         elif code != 0:
             error = error_from_reply(code, error_text(body, size))
         elif body != NULL:

@@ -206,7 +206,8 @@ cdef class Storage:
             lag: seconds that its timer was late.
             tasks: asyncio tasks that run now.
         """
-        cdef uint64_t late = <uint64_t>(lag * 1e9) if lag > 0 else 0
+        # Bounded: more does not fit into the integer.
+        cdef uint64_t late = <uint64_t>(min(lag, 1e9) * 1e9) if lag > 0 else 0
         self.handle.me.lag_buckets[bucket_of(late)] += 1
         self.handle.me.lag_nanoseconds += late
         self.handle.me.tasks = tasks
