@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -533,12 +533,40 @@ def test_the_file_is_flushed_every_so_often_and_at_the_end(
     options = ("--storage-sync", "0.05", "--log-level", "DEBUG")
     with serving_file(tmp_path / "storage", workers, *options) as running:
         for _ in range(3):
-            running.wait_for(r"DEBUG .*iproto\.storage_file: flushed the storage file in [\d.]+ ms")
+            running.wait_for(r"DEBUG .*iproto\.storage: flushed the storage file in [\d.]+ ms")
         running.process.send_signal(signal.SIGTERM)
         running.wait_for("INFO.* stopped$")
         code, log = running.end()
     assert code == 0
     assert "flushed the storage file" in log.rpartition(" stopped\n")[2]
+
+
+class SlowStorage:
+    """Stands for a storage whose first flush takes until it is let go."""
+
+    def __init__(self) -> None:
+        self.flushing = threading.Event()
+        self.let_go = threading.Event()
+        self.flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+        self.flushing.set()
+        assert self.let_go.wait(PATIENCE)
+
+
+def test_an_end_in_the_midst_of_a_flush_is_followed_by_another_one() -> None:
+    """It has what was written after the first one began."""
+    storage = SlowStorage()
+    flusher = Flusher(cast("iproto.Storage", storage), 0.001)
+    with flusher:
+        assert storage.flushing.wait(PATIENCE)
+        ending = threading.Thread(target=flusher.__exit__, args=(None, None, None))
+        ending.start()
+        wait_until(lambda: flusher._ended)
+        storage.let_go.set()
+        ending.join(PATIENCE)
+    assert storage.flushes == 2
 
 
 def test_nothing_is_flushed_unless_asked_for(tmp_path: Path) -> None:

@@ -340,8 +340,11 @@ class Flusher:
         while not self._ended:
             told = self._told.wait(self._seconds or None)
             self._told.clear()
-            if self._seconds and (self._ended or not told):
+            if not told:
                 self._flush()
+        # What was written while the last flush went on is not on the disk.
+        if self._seconds:
+            self._flush()
 
     def _flush(self) -> None:
         begun = time.perf_counter()
