@@ -170,7 +170,8 @@ def _progress_bar(duration: float) -> Iterator[Callable[[float, int], None]]:
 
     form = "{percentage:3.0f}%|{bar}|{postfix}"
     disable = None if sys.stderr else True  # None: look whether it is a terminal
-    with tqdm(total=duration, disable=disable, leave=False, bar_format=form) as bar:
+    # miniters: else tqdm guesses from the pace so far which updates it leaves out.
+    with tqdm(total=duration, disable=disable, leave=False, bar_format=form, miniters=0) as bar:
 
         def show(gone: float, answered: int) -> None:
             bar.set_postfix_str(f"{answered:,} answered", refresh=False)
