@@ -21,9 +21,10 @@ from iproto.client import pool as pool_module
 from iproto.client.blocking_client import Client
 from iproto.client.blocking_link import Waiter
 from iproto.errors import CallTimeoutError, ClientClosedError
-from tests.helpers.bad_server import PATIENCE, BadServer, Peer
+from tests.helpers.bad_server import BadServer, Peer
 from tests.helpers.clients import swallowing
 from tests.helpers.frame_server import FrameServer
+from tests.helpers.harness import PATIENCE
 
 if TYPE_CHECKING:
     from types import FrameType

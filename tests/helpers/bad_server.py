@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
+from tests.helpers.harness import PATIENCE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
-
-# Seconds that a script waits for a client at most; a test that comes to it has failed.
-PATIENCE = 10.0
 
 
 class Asked(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 
 from iproto.client.async_client import AsyncClient
 from iproto.client.blocking_client import Client
-from tests.helpers.bad_server import PATIENCE
+from tests.helpers.harness import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -99,7 +99,7 @@ async def until(reached: Callable[[], bool]) -> None:
     """Lets the loop turn until something that other threads do is done."""
     deadline = time.monotonic() + PATIENCE
     while not reached():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "what was waited for did not come"
         await asyncio.sleep(0)
 
 

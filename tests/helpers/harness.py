@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from iproto.address import Address
 
-# Seconds after which a wait in a test counts as lost. Nothing waits so long.
-PATIENCE = 20.0
+# Seconds after which a wait in a test counts as lost. Nothing waits so long, even on a machine
+# with ten times more to do than it has cores.
+PATIENCE = 40.0
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -238,23 +239,48 @@ def serving(
 
 
 class ServerProcess:
-    """``iproto serve`` as a user runs it."""
+    """``iproto serve`` as a user runs it.
+
+    Args:
+        process: started with its standard error as a text pipe, which a thread reads from now on.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.log: list[str] = []
+        """The lines that were waited for, and those before them."""
         self.addresses: list[str] = []
         self.metrics = ""
+        self._lines: queue.Queue[str] = queue.Queue()  # an empty one is the end
+        self._reader = threading.Thread(target=self._read, name="log of a server", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put("")
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Reads the log until a line matches."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(line)
+        """Reads the log until a line matches.
+
+        Raises:
+            AssertionError: none did within ``PATIENCE`` seconds, or before the log's end.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while line := self._next_line(deadline, pattern):
             match = re.search(pattern, line)
             if match:
                 return match
-        raise AssertionError(f"no line matched {pattern!r}:\n{''.join(self.log)}")
+        self._lines.put("")  # for the next to wait
+        raise AssertionError(f"the log ended, and no line of it matched {pattern!r}:\n{self}")
+
+    def wait_serving(self) -> None:
+        """Reads the log until the server says where it serves."""
+        match = self.wait_for(r"INFO.* serving (.*) \(dialect.*\)(?:, metrics on (\S+)/metrics)?")
+        self.addresses = match[1].split(", ")
+        self.metrics = match[2] or ""
 
     def peer(self, number: int = 0) -> Peer:
         from iproto.address import parse_address
@@ -263,9 +289,41 @@ class ServerProcess:
 
     def end(self) -> tuple[int, str]:
         """Waits for the exit; the code, and the whole log."""
-        _, rest = self.process.communicate(timeout=PATIENCE)
-        self.log.append(rest)
-        return self.process.returncode, "".join(self.log)
+        deadline = time.monotonic() + PATIENCE
+        while self._next_line(deadline, "the end of the process"):
+            pass
+        return self.process.wait(PATIENCE), "".join(self.log)
+
+    def kill(self) -> None:
+        """Ends the process, and the thread that reads its log."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(PATIENCE)
+
+    def _next_line(self, deadline: float, what: str) -> str:
+        try:
+            line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise AssertionError(f"{what!r} did not come within {PATIENCE:g} s:\n{self}") from None
+        self.log.append(line)
+        return line
+
+    def __str__(self) -> str:
+        return "".join([*self.log, *self._lines.queue])
+
+
+@contextlib.contextmanager
+def serving_process(process: subprocess.Popen[str]) -> Iterator[ServerProcess]:
+    """Waits until a process serves, and kills it at the end; prints its log if the test fails."""
+    running = ServerProcess(process)
+    try:
+        running.wait_serving()
+        yield running
+    except BaseException:
+        print(f"the server's log:\n{running}")
+        raise
+    finally:
+        running.kill()
 
 
 @contextlib.contextmanager
@@ -287,22 +345,8 @@ def serve_process(
         env={**os.environ, **(env or {})},
         cwd=cwd,
     )
-    watchdog = threading.Timer(3 * PATIENCE, process.kill)
-    watchdog.start()
-    try:
-        running = ServerProcess(process)
-        match = running.wait_for(
-            r"INFO.* serving (.*) \(dialect.*\)(?:, metrics on (\S+)/metrics)?"
-        )
-        running.addresses = match[1].split(", ")
-        running.metrics = match[2] or ""
+    with serving_process(process) as running:
         yield running
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
 
 
 def children(parent: int) -> list[int]:

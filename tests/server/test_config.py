@@ -209,7 +209,9 @@ def as_text(value: Any) -> str:
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
-@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(command_line=SOURCES, environment=SOURCES, in_file=SOURCES, empty=st.booleans())
 def test_the_command_line_wins_then_the_environment_then_the_file_then_the_default(
     tmp_path: Path,

@@ -214,7 +214,10 @@ def test_a_function_that_will_not_end_does_not_hold_up_the_end(
 def test_a_slow_reader_that_still_sends_gets_all_replies_of_a_drain(loop: str) -> None:
     """Closing while it sends would reset the connection, and destroy what it has not read."""
     count = 8000
-    with serve_process("--loop", loop) as running, running.peer() as filler:
+    with (
+        serve_process("--loop", loop, "--drain-timeout", "60") as running,
+        running.peer() as filler,
+    ):
         filler.send(replace_frame(0, bytes(256)))
         assert filler.reply().code == 0
         filler.sock.close()

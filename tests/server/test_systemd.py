@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,7 +26,14 @@ from iproto.cli.main import _parser
 from iproto.server import systemd
 from iproto.server.settings import read_settings
 from tests.docs.test_docs import section
-from tests.helpers.harness import PATIENCE, Peer, ServerProcess, replace_frame, serve_process
+from tests.helpers.harness import (
+    PATIENCE,
+    Peer,
+    ServerProcess,
+    replace_frame,
+    serve_process,
+    serving_process,
+)
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
@@ -243,17 +249,8 @@ def start_with(
 def activated(
     sockets: list[socket.socket], *arguments: str, **variables: str
 ) -> Iterator[ServerProcess]:
-    process = start_with(sockets, *arguments, **variables)
-    watchdog = threading.Timer(3 * PATIENCE, process.kill)
-    watchdog.start()
-    try:
-        running = ServerProcess(process)
-        running.addresses = running.wait_for(r"INFO.* serving (.*) \(dialect")[1].split(", ")
+    with serving_process(start_with(sockets, *arguments, **variables)) as running:
         yield running
-    finally:
-        watchdog.cancel()
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
