@@ -3,9 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 PARTS := $(wildcard src/fastframe/*.pxi)
 HEADERS := $(wildcard src/fastframe/*.h)
+MADE_OF := pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/_version.py
 BENCH_BUILT := $(VENV)/.bench-built
 TOOLS := build/tools
 TOOLS_BUILT := $(TOOLS)/.built
@@ -17,16 +19,41 @@ help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: serve
-serve: $(BUILT) ## Build, and serve on 127.0.0.1:8080 with metrics on 127.0.0.1:8088
+serve: $(INSTALLED) ## Build, and serve on 127.0.0.1:8080 with metrics on 127.0.0.1:8088
 	@exec $(BIN)/iproto serve
 
+# Most tests wait more than they compute, so there are more at once than cores.
+JOBS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+
 .PHONY: test
-test: $(BUILT) ## Build, and run all tests
-	$(BIN)/python -m pytest
+test: $(BUILT) ## Build, and run all tests, JOBS at once (0: one after the other)
+	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
 .PHONY: smoke
 smoke: $(BUILT) ## Build, and run the quick test files of tests/smoke.txt: half a minute
 	$(BIN)/python -m pytest -q -x $$(cat tests/smoke.txt)
+
+COVERAGE := build/coverage
+
+# A copy of the tree, whose extension says which of its lines it runs. That takes time, so a test
+# that hangs is given more of it.
+.PHONY: coverage
+coverage: $(COVERAGE)/.built ## Which lines the tests run, of Python and of the extension; fails below the floor
+	git ls-files -z --cached --others --exclude-standard tests docs examples benchmarks tools model deploy .github \
+		'*.md' | tar --null -T - -cf - | tar -xf - -C $(COVERAGE)/source
+	cd $(COVERAGE)/source && rm -f .coverage* && PATH="$(CURDIR)/$(COVERAGE)/venv/bin:$$PATH" && \
+		python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 && \
+		python -m coverage combine --quiet && python -m coverage html --quiet && python -m coverage report --skip-covered
+
+$(COVERAGE)/.built: $(MADE_OF)
+	rm -rf $(COVERAGE)
+	mkdir -p $(COVERAGE)/source
+	git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - | tar -xf - -C $(COVERAGE)/source
+	$(PYTHON) -m venv $(COVERAGE)/venv
+	$(COVERAGE)/venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	cd $(COVERAGE)/source && IPROTO_TRACE=1 ../venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable . --group test --group coverage
+	touch $@
 
 SECONDS ?= 60
 
@@ -192,12 +219,20 @@ wheels: $(TOOLS_BUILT) ## From the sdist in dist/, this platform's wheel for eac
 clean: ## Remove everything that was built
 	rm -rf $(VENV) build dist benchmarks/build src/*.egg-info src/iproto/*.so
 
-# The environment and the extension; made anew when what they are made of changes.
-$(BUILT): pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/_version.py
-	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable . --group test --group lint
-	touch $@
+# The environment and the package in it, which serving needs; made anew when what they are made
+# of changes.
+$(INSTALLED): $(MADE_OF)
+	@test -d $(VENV) || { echo "Making the environment in $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Building the extension, and installing the package with what it needs"
+	@$(BIN)/python -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+# What tests and lint need, beside the package; pip knows groups from 25.1 on.
+$(BUILT): $(INSTALLED)
+	@echo "Installing what tests and lint need"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test --group lint
+	@touch $@
 
 # What the peers and the plots need, beside the package.
 $(BENCH_BUILT): $(BUILT)

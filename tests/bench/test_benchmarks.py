@@ -19,6 +19,8 @@ LATENCIES = ("p50_us", "p99_us", "p999_us")
 
 pytestmark = [
     pytest.mark.checkout,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("benchmarks"),  # they build the same programs in the same place
     pytest.mark.skipif(sys.platform != "linux", reason="the load generator is built on epoll"),
     pytest.mark.skipif(shutil.which("cc") is None, reason="the load generator needs a C compiler"),
     pytest.mark.skipif(shutil.which("make") is None, reason="make builds the load generator"),

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.checkout,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("benchmarks"),  # they build the same programs in the same place
     pytest.mark.skipif(
         sys.platform != "linux" or shutil.which("make") is None or shutil.which("cc") is None,
         reason="the load and the bare server are built for Linux, with make and cc",

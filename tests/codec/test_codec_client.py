@@ -267,7 +267,7 @@ def test_what_is_no_index_is_refused_and_leaves_nothing_behind(index: Any) -> No
     assert frames.take() == request(READ, b"\x01", 1) + request(READ, b"\x03", 2)
 
 
-@pytest.mark.parametrize("content", BAD_CONTENTS, ids=repr)
+@pytest.mark.parametrize("content", BAD_CONTENTS, ids=lambda content: type(content).__name__)
 def test_what_is_no_content_is_refused_and_leaves_nothing_behind(content: Any) -> None:
     frames = client()
     frames.replace(1, "kept", None, NEVER)

@@ -138,10 +138,10 @@ class BadServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._thread.join(2 * PATIENCE)
         self._listener.close()
-        if self._errors and kind is None:
+        if self._errors:
             raise self._errors[0]
 
     @property
