@@ -26,7 +26,7 @@ from benchmarks.gate.script import (
     write,
 )
 from iproto._fastframe import HAS_CALLS
-from iproto.metrics.endpoint import StorageCollector
+from iproto.metrics.collectors import StorageCollector
 from iproto.server.calls import CallBudget, Calls, bodies_of
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from iproto.client.async_client import AsyncClient as AsyncClient
     from iproto.client.blocking_client import Client as Client
     from iproto.server.config import Config as Config
+    from iproto.server.run import run as run
     from iproto.server.server import Server as Server
-    from iproto.server.server import run as run
     from iproto.storage.file import open_storage as open_storage
 
 _MODULE_OF = {
@@ -32,7 +32,7 @@ _MODULE_OF = {
     "Server": "server.server",
     "Storage": "_fastframe",
     "open_storage": "storage.file",
-    "run": "server.server",
+    "run": "server.run",
 }
 
 __all__ = [

@@ -22,8 +22,8 @@ import iproto
 from iproto import FuncID, errors
 from iproto._fastframe import ServerFrames
 from iproto.address import Address, parse_address
-from iproto.bench import run as bench
-from iproto.cli import main as cli
+from iproto.bench.settings import Settings
+from iproto.cli.output import EXIT_CODES
 from iproto.server import config, settings
 from tests.helpers.harness import PATIENCE, frame, serve_process, serving
 from tests.helpers.paths import ROOT
@@ -486,7 +486,7 @@ def test_the_load_tests_options_and_defaults_are_those_of_the_command_line() -> 
     told = dict(re.findall(r"^  (--[a-z-]+)\b.*?(?:\(default: (.*)\))?$", text, re.MULTILINE))
     rows = {row["option"]: row["default"] for row in table("load-testing.md", "Options", "option")}
     assert rows == told
-    for field in dataclasses.fields(bench.Settings):
+    for field in dataclasses.fields(Settings):
         if field.name != "url":
             default = "none" if field.default is None else str(field.default).removesuffix(".0")
             assert rows["--" + field.name.replace("_", "-")] == default
@@ -495,7 +495,7 @@ def test_the_load_tests_options_and_defaults_are_those_of_the_command_line() -> 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
     rows = table("errors.md", "Exit codes of the command line", "code")
     said = {row["code"]: row["meaning"] for row in rows}
-    told = dict(re.findall(r"^  (\d)  (.*)$", cli.EXIT_CODES, re.MULTILINE))
+    told = dict(re.findall(r"^  (\d)  (.*)$", EXIT_CODES, re.MULTILINE))
     assert said.keys() == told.keys() | {"130"}
     for code in ("0", "1", "3", "4", "5"):
         assert said[code] == told[code]

@@ -311,7 +311,7 @@ def test_the_endpoint_waits_after_accepting_failed(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_request_that_dribbles_in_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iproto.metrics.endpoint.REQUEST_TIMEOUT", 0.3)
+    monkeypatch.setattr("iproto.metrics.http.REQUEST_TIMEOUT", 0.3)
     with serving(metrics_bind="127.0.0.1:0") as served:
         metrics = served.server.metrics_address
         assert metrics is not None
@@ -331,7 +331,7 @@ def test_the_threads_of_the_endpoint_are_bounded_and_come_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Connections over the bound wait, and are answered when others are gone."""
-    monkeypatch.setattr("iproto.metrics.endpoint.REQUEST_TIMEOUT", 1.0)
+    monkeypatch.setattr("iproto.metrics.http.REQUEST_TIMEOUT", 1.0)
     with serving(metrics_bind="127.0.0.1:0") as served:
         metrics = served.server.metrics_address
         assert metrics is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from iproto.wire import ReturnCode
 
 if TYPE_CHECKING:
-    from iproto.bench.run import Settings
+    from iproto.bench.settings import Settings
     from iproto.bench.workload import Outcome
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)

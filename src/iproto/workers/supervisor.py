@@ -30,9 +30,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import Storage
-from iproto.metrics.endpoint import MetricsEndpoint, WorkersCollector
+from iproto.metrics.collectors import WorkersCollector
+from iproto.metrics.endpoint import MetricsEndpoint
 from iproto.server import listeners, startup, systemd
-from iproto.server.server import run_in_loop
+from iproto.server.run import run_in_loop
 from iproto.server.settings import differences
 from iproto.storage.file import Flusher, open_storage
 from iproto.workers import upgrade

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from iproto.errors import ConfigError
 from iproto.server import settings
-from iproto.server.server import run_in_loop
+from iproto.server.run import run_in_loop
 from iproto.workers.pool import START_TIMEOUT, area_count
 from iproto.workers.process import describe_exit, launch
 from iproto.workers.supervisor import Supervisor

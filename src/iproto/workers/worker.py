@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from iproto._fastframe import Storage
 from iproto.errors import ConfigError
 from iproto.server.config import Config
-from iproto.server.server import Server, new_loop, run_in_loop
+from iproto.server.run import new_loop, run_in_loop
+from iproto.server.server import Server
 from iproto.server.startup import leave, load_app, set_up_logging
 
 logger = logging.getLogger("iproto.workers")

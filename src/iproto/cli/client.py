@@ -1,0 +1,150 @@
+"""The commands that call a server: ``read``, ``replace``, ``state``, ``ping`` and ``call``."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from iproto.cli.options import add_command, add_url, func_id, json_value
+from iproto.cli.output import EXIT_OK, print_json
+from iproto.errors import LockedError, OutOfRangeError, ProtocolError, ReadOnlyError
+from iproto.wire import SLOT_COUNT
+
+if TYPE_CHECKING:
+    import argparse
+
+    from iproto.cli.options import Commands
+    from iproto.client.blocking_client import Client
+
+
+def add_client_commands(commands: Commands) -> None:
+    """Adds all of them."""
+    read = add_command(
+        commands,
+        "read",
+        _read,
+        "print the strings of slots",
+        "  iproto read 7\n  iproto read 0 1 2 --json",
+    )
+    read.add_argument("index", nargs="+", type=int, metavar="INDEX", help="slot, 0..999")
+    form = read.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object, index to string")
+    form.add_argument("--hex", action="store_true", help="print bytes in hex, UTF-8 or not")
+
+    replace = add_command(
+        commands, "replace", _replace, "write the string of a slot", "  iproto replace 7 'hello'"
+    )
+    replace.add_argument("index", type=int, metavar="INDEX", help="slot, 0..999")
+    replace.add_argument("text", metavar="TEXT", help="at most 256 bytes")
+
+    state = add_command(
+        commands,
+        "state",
+        _state,
+        "print the storage's state, or switch it",
+        "  iproto state\n  iproto state readonly",
+    )
+    state.add_argument(
+        "to",
+        nargs="?",
+        choices=("readonly", "readwrite", "maintenance"),
+        help="switch to it; without, the state is found out by a read, and by a write to a slot "
+        "that does not exist",
+    )
+    state.add_argument("--json", action="store_true", help="print a JSON object")
+
+    ping = add_command(
+        commands, "ping", _ping, "see whether a server answers, and how fast", "  iproto ping"
+    )
+    ping.add_argument("--json", action="store_true", help="print a JSON object")
+
+    call = add_command(
+        commands,
+        "call",
+        _call,
+        "call any function: JSON in, JSON out",
+        "  iproto call 0x00030001 '\"ab\"' 3\n  iproto call 0x00020002 7",
+    )
+    call.add_argument("func_id", type=func_id, metavar="FUNC_ID", help="0x00030001, or decimal")
+    call.add_argument("arguments", nargs="*", type=json_value, metavar="ARG", help="a JSON value")
+
+    for command in (read, replace, state, ping, call):
+        add_url(command)
+
+
+def _client(options: argparse.Namespace) -> Client:
+    from iproto.client.blocking_client import Client
+
+    return Client(options.url)
+
+
+def _read(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        if options.hex:
+            for content in client.read_many_bytes(options.index):
+                print(content.hex())
+            return EXIT_OK
+        if len(options.index) == 1:
+            texts = [client.read(options.index[0])]
+        else:
+            texts = client.read_many(options.index)
+    if options.json:
+        print_json({str(index): text for index, text in zip(options.index, texts, strict=True)})
+    else:
+        for text in texts:
+            print(text)
+    return EXIT_OK
+
+
+def _replace(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        # As the shell had it: bytes that are not UTF-8 come through.
+        client.replace(options.index, os.fsencode(options.text))
+    return EXIT_OK
+
+
+def _state(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        if options.to is not None:
+            getattr(client, f"switch_{options.to}")()
+            state = options.to
+        else:
+            state = _find_state(client)
+    if options.json:
+        print_json({"state": state})
+    else:
+        print(state)
+    return EXIT_OK
+
+
+def _find_state(client: Client) -> str:
+    """Finds the state by what the server refuses; changes nothing."""
+    try:
+        client.replace(SLOT_COUNT, "")
+    except LockedError:
+        return "maintenance"
+    except ReadOnlyError:
+        return "readonly"
+    except OutOfRangeError:
+        return "readwrite"
+    raise ProtocolError(f"the server accepted a write to slot {SLOT_COUNT}, which cannot exist")
+
+
+def _ping(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        client.ping()  # connects
+        begun = time.perf_counter()
+        client.ping()
+        milliseconds = (time.perf_counter() - begun) * 1000
+    if options.json:
+        print_json({"milliseconds": round(milliseconds, 3)})
+    else:
+        print(f"answered in {milliseconds:.3f} ms")
+    return EXIT_OK
+
+
+def _call(options: argparse.Namespace) -> int:
+    with _client(options) as client:
+        print_json(client.call(options.func_id, *options.arguments))
+    return EXIT_OK
