@@ -228,7 +228,8 @@ $(INSTALLED): $(MADE_OF)
 	@touch $@
 
 # What tests and lint need, beside the package; pip knows groups from 25.1 on.
-$(BUILT): $(INSTALLED)
+$(BUILT): $(MADE_OF)
+	@$(MAKE) --no-print-directory $(INSTALLED)
 	@echo "Installing what tests and lint need"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test --group lint
