@@ -16,10 +16,10 @@ declares to Cython what the other parts use of it.
     check       laying out a store, checking and repairing it
     scratch     memory in which chunks are received and replies are built
     arguments   what callers give, as C has it
+    hold        one hold of the lock for several frames, and the state under it
     execute     the rules of the functions over the store: (store, Op) to Result
     storage     Storage: slots and a state over a buffer
     decode      Request to Op: which bodies the functions over the store take
-    hold        one hold of the lock for several frames
     reply       Result to bytes
     buffer      bytes that wait, in and out
     socket      receiving and sending
@@ -75,6 +75,7 @@ import os
 from iproto.errors import (
     DialectError,
     IllegalParamsError,
+    InternalError,
     ProtocolError,
     TextError,
     error_from_reply,
@@ -91,10 +92,10 @@ include "fastframe/counters.pxi"
 include "fastframe/check.pxi"
 include "fastframe/scratch.pxi"
 include "fastframe/arguments.pxi"
+include "fastframe/hold.pxi"
 include "fastframe/execute.pxi"
 include "fastframe/storage.pxi"
 include "fastframe/decode.pxi"
-include "fastframe/hold.pxi"
 include "fastframe/reply.pxi"
 include "fastframe/buffer.pxi"
 include "fastframe/socket.pxi"

@@ -238,12 +238,13 @@ def extension_numbers(schema: Schema) -> str:
         *(f"    State.{entry['name']}: ROW_{switches[entry['switch']]}," for entry in states),
         "}",
         "",
-        "# Columns of the per-function counters: the known return codes, then all others.",
+        "# Columns of the per-function counters: the known return codes; all others in the last",
+        "# one, which stays there when codes are added, for a new program may take over memory.",
         *enum(
-            (name, str(column))
-            for column, name in enumerate(
-                [*(f"COLUMN_{entry['name']}" for entry in codes), "COLUMN_OTHER"]
-            )
+            [
+                *((f"COLUMN_{entry['name']}", str(row)) for row, entry in enumerate(codes)),
+                ("COLUMN_OTHER", "CODES - 1"),
+            ]
         ),
         "",
         "CODE_COLUMNS = (",

@@ -2,22 +2,21 @@
 
 cdef void lay_out(store_t* store, uint32_t workers, bint checked) noexcept:
     """Makes a store of zeros."""
-    cdef slot_t* slots = slots_of(store)
+    cdef handle_t h = attach(store, workers, 0, checked)
     cdef uint32_t i
     store.version = STORE_VERSION
     store.slots = SLOTS
     store.slot_bytes = SLOT_BYTES
     store.workers = workers
-    store.size = store_size(workers)
+    store.size = h.size
     store.checked = checked
     store.state = READ_WRITE
-    if checked:
-        for i in range(SLOTS):
-            slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
+    for i in range(SLOTS):
+        slot_lay_out(&h, i)
     store.magic = STORE_MAGIC
 
 
-cdef store_t* checked_store(Py_buffer* view) except NULL:
+cdef int attach_for_check(Py_buffer* view, handle_t* h) except -1:
     """The store in a buffer, of which the slots are there, and have hashes."""
     if <size_t>view.buf % 64 or <size_t>view.len < store_size(0):
         raise ValueError(
@@ -25,14 +24,21 @@ cdef store_t* checked_store(Py_buffer* view) except NULL:
             f"the buffer has {view.len}"
         )
     cdef store_t* store = <store_t*>view.buf
-    check_header(store, store_size(1024))
-    if not store.checked:
+    cdef store_t found
+    copy_bytes(&found, store, sizeof(store_t))
+    check_header(&found, store_size(WORKERS_LIMIT))
+    if not found.checked:
         raise ValueError("the store keeps no hashes of its slots, so it cannot be checked")
-    return store
+    h[0] = attach(store, found.workers, 0, True)
+    return 0
 
 
-cdef int check_header(store_t* found, size_t size) except -1:
-    """Whether this is a store that fits into so many bytes; others may be at work in it."""
+cdef int check_header(const store_t* found, size_t size) except -1:
+    """Whether this is the header of a store that fits into so many bytes.
+
+    Args:
+        found: a copy of it; others may be at work in the store itself.
+    """
     if found.magic != STORE_MAGIC:
         raise ValueError("the buffer holds something that is not an iproto store")
     if found.version != STORE_VERSION:
@@ -45,7 +51,7 @@ cdef int check_header(store_t* found, size_t size) except -1:
             f"the store was made for {found.slots} slots of {found.slot_bytes} bytes; "
             f"expected {SLOTS} of {SLOT_BYTES}"
         )
-    if not 1 <= found.workers <= 1024 or found.size != store_size(found.workers):
+    if not 1 <= found.workers <= WORKERS_LIMIT or found.size != store_size(found.workers):
         raise ValueError(
             f"the store is damaged: {found.workers} workers and {found.size} bytes "
             "do not go together"
@@ -57,47 +63,60 @@ cdef int check_header(store_t* found, size_t size) except -1:
             f"the store was made for {found.workers} workers and takes {found.size} bytes; "
             f"the buffer has {size}"
         )
-    if load_relaxed(&found.state) not in STATE_OF:
+    if found.state not in STATE_OF:
         raise ValueError(f"the store is damaged: its state is {found.state:#010x}")
-    if load_relaxed(&found.writer) > found.workers:
-        raise ValueError(f"the store is damaged: worker {found.writer - 1} holds its lock")
+    if found.lock.writer > found.workers:
+        raise ValueError(f"the store is damaged: worker {found.lock.writer - 1} holds its lock")
+    if found.lock.turn > found.workers:
+        raise ValueError(
+            f"the store is damaged: its lock waits for worker {found.lock.turn - 1}"
+        )
     return 0
 
 
-cdef int check_heads(store_t* store) except -1:
+cdef object state_of(const handle_t* h):
+    """The state of a store, as ``Storage.state``."""
+    cdef uint32_t word = load_seq_cst(&h.store.state)
+    if word not in STATE_OF:
+        raise InternalError(
+            f"the storage is damaged: its state is {word:#010x}; a switch sets it anew"
+        )
+    return STATE_OF[word]
+
+
+cdef int check_heads(const handle_t* h) except -1:
     """Whether every slot can be read at all; others may be at work in it."""
-    cdef slot_t* slots = slots_of(store)
+    cdef content_t content
     for i in range(SLOTS):
-        if not has_head(&slots[i]):
+        if not slot_read(h, i, &content):
             raise ValueError(f"the store is damaged: slot {i} has an impossible head")
     return 0
 
 
-cdef int check_slots(store_t* store) except -1:
+cdef int check_slots(const handle_t* h) except -1:
     """Whether every slot's current copy is what was written; nobody may be at work in it."""
-    cdef slot_t* slots = slots_of(store)
-    cdef uint32_t i
     for i in range(SLOTS):
-        if not is_whole(&slots[i], i, slots[i].current & 1):
+        if not slot_is_whole(h, i):
             raise ValueError(f"the store is damaged: slot {i} does not hold what was written")
     return 0
 
 
-cdef list repair_slots(store_t* store):
+cdef list repair_slots(const handle_t* h):
     """Makes every slot whole; returns what ``Storage.repair`` returns."""
-    cdef slot_t* slots = slots_of(store)
     cdef list damaged = []
+    cdef slot_t* slot
     cdef uint32_t i
     cdef int whole
     for i in range(SLOTS):
-        if has_head(&slots[i]) and is_whole(&slots[i], i, slots[i].current & 1):
+        if slot_is_whole(h, i):
             continue
-        whole = whole_copy(&slots[i], i)
+        slot = slot_at(h, i)
+        whole = whole_copy(slot, i)
         if whole < 0:
-            memset(&slots[i], 0, sizeof(slot_t))
-            slots[i].check[0] = slot_hash(i, slots[i].bytes[0], 0)
+            memset(slot, 0, sizeof(slot_t))
+            slot_lay_out(h, i)
             damaged.append((i, None))
         else:
-            slots[i].current = <uint32_t>-whole
-            damaged.append((i, slots[i].length[whole]))
+            slot.current = word_for(i, whole)
+            damaged.append((i, slot.length[whole]))
     return damaged

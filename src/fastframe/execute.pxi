@@ -26,74 +26,60 @@ cdef const char* MAINTENANCE_TEXT = (
     b"storage is in MAINTENANCE: reads and writes are refused until it is switched to "
     b"READ_WRITE (0x00010002) or READ_ONLY (0x00010001)"
 )
-cdef const char* LOCK_TEXT = b"the storage's lock was not to be had within a second, try again"
+cdef const char* LOCK_TEXT = b"the storage's lock was not to be had within 100 ms, try again"
 
 
-cdef inline void execute(const handle_t* h, const Op* op, bint locked,
+cdef inline void execute(const handle_t* h, const Op* op, Hold* hold,
                          Result* result) noexcept nogil:
-    """Executes one operation.
-
-    Args:
-        locked: whether the lock is held that the operation needs; False if it was
-            waited for in vain.
-    """
+    """Executes one operation under the lock that it needs, or without: waited for in vain."""
     if op.row == ROW_READ:
-        execute_read(h, op, locked, result)
+        execute_read(h, op, hold, result)
     elif op.row == ROW_REPLACE:
-        execute_replace(h, op, locked, result)
+        execute_replace(h, op, hold, result)
     else:
-        execute_switch(h, op, locked, result)
+        execute_switch(h, op, hold, result)
 
 
-cdef inline void execute_read(const handle_t* h, const Op* op, bint locked,
+cdef inline void execute_read(const handle_t* h, const Op* op, const Hold* hold,
                               Result* result) noexcept nogil:
-    cdef uint32_t state
-    cdef slot_t* slot
-    if not locked:
-        refuse(result, OVERLOADED, LOCK_TEXT)
-        return
-    state = load_relaxed(&h.store.state)
-    if state != READ_WRITE and state != READ_ONLY:
-        refuse_state(result, state)
-    elif not 0 <= op.index < SLOTS:
+    cdef content_t content
+    if unlikely_so(hold.state != READ_WRITE) and hold.state != READ_ONLY:
+        refuse_hold(result, hold)
+    elif unlikely_so(<uint64_t>op.index >= SLOTS):
         refuse_index(result, op.index)
+    elif unlikely_so(not slot_read(h, <uint32_t>op.index, &content)):
+        refuse_slot(result, op.index)
     else:
-        slot = &h.slots[op.index]
         result.code = OK
-        result.text = slot_bytes(slot)
-        result.length = slot_length(slot)
+        result.text = content.bytes
+        result.length = content.length
 
 
-cdef inline void execute_replace(const handle_t* h, const Op* op, bint locked,
+cdef inline void execute_replace(const handle_t* h, const Op* op, const Hold* hold,
                                  Result* result) noexcept nogil:
-    cdef uint32_t state
     if op.length > SLOT_BYTES:
         refuse_length(result, op.length)
-        return
-    if not locked:
-        refuse(result, OVERLOADED, LOCK_TEXT)
-        return
-    state = load_relaxed(&h.store.state)
-    if state != READ_WRITE:
-        refuse_state(result, state)
-    elif not 0 <= op.index < SLOTS:
+    elif unlikely_so(hold.state != READ_WRITE):
+        refuse_hold(result, hold)
+    elif unlikely_so(<uint64_t>op.index >= SLOTS):
         refuse_index(result, op.index)
     else:
         slot_write(h, <uint32_t>op.index, op.text, <uint32_t>op.length)
         succeed(result)
 
 
-cdef inline void execute_switch(const handle_t* h, const Op* op, bint locked,
+cdef inline void execute_switch(const handle_t* h, const Op* op, Hold* hold,
                                 Result* result) noexcept nogil:
-    if not locked:
-        refuse(result, OVERLOADED, LOCK_TEXT)
+    if hold.kind == HOLDS_NOTHING:
+        refuse_hold(result, hold)
         return
     if op.row == ROW_SWITCH_READONLY:
-        store_release(&h.store.state, READ_ONLY)
+        hold.state = READ_ONLY
     elif op.row == ROW_SWITCH_READWRITE:
-        store_release(&h.store.state, READ_WRITE)
+        hold.state = READ_WRITE
     else:
-        store_release(&h.store.state, MAINTENANCE)
+        hold.state = MAINTENANCE
+    store_release(&h.store.state, hold.state)
     succeed(result)
 
 
@@ -110,15 +96,26 @@ cdef void refuse(Result* result, uint32_t code, const char* text) noexcept nogil
     result.length = <uint32_t>strlen(text)
 
 
-cdef void refuse_state(Result* result, uint32_t state) noexcept nogil:
-    if state == READ_ONLY:
+cdef void refuse_hold(Result* result, const Hold* hold) noexcept nogil:
+    """For want of the lock, or for the state that was found under it."""
+    if hold.kind == HOLDS_NOTHING:
+        refuse(result, OVERLOADED, LOCK_TEXT)
+    elif hold.state == READ_ONLY:
         refuse(result, READ_ONLY_CODE, READ_ONLY_TEXT)
-    elif state == MAINTENANCE:
+    elif hold.state == MAINTENANCE:
         refuse(result, LOCKED, MAINTENANCE_TEXT)
     else:
         snprintf(result.made, ERROR_TEXT,
-                 b"the storage is damaged: its state is 0x%08x; a switch sets it anew", state)
+                 b"the storage is damaged: its state is 0x%08x; a switch sets it anew",
+                 hold.state)
         refuse(result, INTERNAL, result.made)
+
+
+cdef void refuse_slot(Result* result, int64_t index) noexcept nogil:
+    snprintf(result.made, ERROR_TEXT,
+             b"slot %d is damaged: which of its contents counts cannot be told; write it anew",
+             <int>index)
+    refuse(result, INTERNAL, result.made)
 
 
 cdef void refuse_index(Result* result, int64_t index) noexcept nogil:
@@ -144,15 +141,13 @@ cdef bytes execute_alone(const handle_t* h, const Op* op):
     """
     cdef Result result
     cdef uint8_t[SLOT_BYTES] text
-    cdef bint reads = op.row == ROW_READ
-    cdef bint locked = acquire_read(h) if reads else acquire_write(h)
-    execute(h, op, locked, &result)
+    cdef Hold hold
+    begin_hold(&hold)
+    hold_for(&hold, h, op.row)
+    execute(h, op, &hold, &result)
     if result.code == OK and result.text != NULL:
-        memcpy(text, result.text, result.length)
-    if locked and reads:
-        release_read(h)
-    elif locked:
-        release_write(h)
+        copy_bytes(text, result.text, result.length)
+    let_go(&hold, h)
     if result.code != OK:
         raise error_from_reply(result.code, result.text[:result.length].decode())
-    return PyBytes_FromStringAndSize(<char*>text, result.length) if reads else None
+    return None if result.text == NULL else PyBytes_FromStringAndSize(<char*>text, result.length)

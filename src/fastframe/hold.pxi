@@ -14,14 +14,29 @@ cdef struct Hold:
     # The lock was waited for in vain: the rest of the chunk is answered OVERLOADED at
     # once, not after a wait for each frame.
     bint in_vain
+    # State of the storage: it does not change under the lock but by the holder's own
+    # switch. NO_STATE without the lock, which then is the one thing left to look at.
+    uint32_t state
+
+cdef enum:
+    NO_STATE = 0
 
 
-cdef inline bint hold_for(Hold* hold, const handle_t* h, int row) noexcept:
-    """Holds the lock that an operation of this counter row needs; False: in vain."""
-    return hold_for_read(hold, h) if row == ROW_READ else hold_for_write(hold, h)
+cdef inline void begin_hold(Hold* hold) noexcept nogil:
+    hold.kind = HOLDS_NOTHING
+    hold.frames = hold.reads = hold.in_vain = 0
+    hold.state = NO_STATE
 
 
-cdef inline bint hold_for_read(Hold* hold, const handle_t* h) noexcept:
+cdef inline void hold_for(Hold* hold, const handle_t* h, int row) noexcept:
+    """Holds the lock that an operation of this counter row needs, or nothing: in vain."""
+    if row == ROW_READ:
+        hold_for_read(hold, h)
+    else:
+        hold_for_write(hold, h)
+
+
+cdef inline void hold_for_read(Hold* hold, const handle_t* h) noexcept:
     if hold.kind != HOLDS_READ or hold.frames == FRAMES_A_HOLD:
         if (hold.kind == HOLDS_WRITE and hold.frames < FRAMES_A_HOLD
                 and hold.reads < READS_A_WRITE):
@@ -30,22 +45,22 @@ cdef inline bint hold_for_read(Hold* hold, const handle_t* h) noexcept:
             let_go(hold, h)
             if not hold.in_vain and acquire_read(h):
                 hold.kind = HOLDS_READ
+                hold.state = load_relaxed(&h.store.state)
             hold.in_vain = hold.kind == HOLDS_NOTHING
             hold.frames = 0
     hold.frames += 1
-    return hold.kind != HOLDS_NOTHING
 
 
-cdef inline bint hold_for_write(Hold* hold, const handle_t* h) noexcept:
+cdef inline void hold_for_write(Hold* hold, const handle_t* h) noexcept:
     if hold.kind != HOLDS_WRITE or hold.frames == FRAMES_A_HOLD:
         let_go(hold, h)
         if not hold.in_vain and acquire_write(h):
             hold.kind = HOLDS_WRITE
+            hold.state = load_relaxed(&h.store.state)
         hold.in_vain = hold.kind == HOLDS_NOTHING
         hold.frames = 0
     hold.frames += 1
     hold.reads = 0
-    return hold.kind != HOLDS_NOTHING
 
 
 cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:
@@ -54,3 +69,4 @@ cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:
     elif hold.kind == HOLDS_WRITE:
         release_write(h)
     hold.kind = HOLDS_NOTHING
+    hold.state = NO_STATE

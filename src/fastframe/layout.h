@@ -9,14 +9,20 @@
 #define SLOTS 1000
 #define SLOT_BYTES 256
 
-/* Rows of the counters: 8 of the built-in functions, the rest of user functions. */
-#define FUNCTIONS 64
-#define CODES 12
-#define BUCKETS 16
-#define REASONS 12
+/* Room in a worker's counters: rows of functions (8 of the built-in ones, the rest
+   of user functions), return codes, histogram buckets, reasons of closed connections. */
+#define FUNCTIONS 256
+#define CODES 32
+#define BUCKETS 32
+#define REASONS 32
+
+#define WORKERS_LIMIT 1024
 
 #define STORE_MAGIC 0x31304f544f525049ull /* "IPROTO01" in memory */
-#define STORE_VERSION 1u
+#define STORE_VERSION 2u
+
+/* What the system writes to a disk, or loses in a crash, in one piece. */
+#define PAGE_BYTES 4096
 
 /* The states are far from each other, from all zeros and from all ones (14
    bits at least), and all in one word: damage does not make one of another,
@@ -26,28 +32,44 @@
 #define STATE_MAINTENANCE 0x0978703b
 
 /* A slot keeps two copies. A writer fills the one that is not current and
-   then flips `current` with one release store, so that a writer that dies
-   at any instruction leaves the slot whole: the old value before the flip,
-   the new one after it. `current` and the copies are written only under
-   the write lock. `current` is 0 or all ones, for the reason above.
-   `check` of a copy is its slot_hash, in stores that keep one. */
+   then stores `current` with release, so that a writer that dies at any
+   instruction leaves the slot whole: the old value before that store, the
+   new one after it. `current` and the copies are written only under the
+   write lock. `current` is one of the two words of this slot: see
+   current_word() in slots.h. `check` of a copy is its slot_hash, in stores
+   that keep one.
+
+   The size is the largest multiple of a cache line of which seven fit into a page. */
 typedef struct {
-    uint32_t current;
+    _Alignas(64) uint32_t current;
     uint32_t length[2];
     uint32_t check[2];
     uint32_t unused;
     unsigned char bytes[2][SLOT_BYTES];
 } slot_t;
 
-/* One worker's own area. Only that worker writes it (its threads hold the
-   GIL when they do, `readers` apart), and when it is dead its parent, which
-   recovers it; anybody may read it. The words are independent of each other,
-   so a death between any two of them leaves no more than one count behind. */
+#define SLOTS_A_PAGE 7
+#define SLOT_PAGES ((SLOTS + SLOTS_A_PAGE - 1) / SLOTS_A_PAGE)
+
+/* One worker's side of the lock (lock.h), apart from the lines of others. Only that
+   worker writes it, and when it is dead its parent, which recovers it. */
 typedef struct {
-    /* Read side of the lock; see lock.h. Alone on its cache line, so that
-       readers on different workers do not write the same one. */
-    _Alignas(64) uint32_t readers;
-    /* Counters: plain 64-bit words, which a scrape may read at any time. */
+    /* How many holders of the read lock the worker has. */
+    _Alignas(128) uint32_t readers;
+    /* Whether the lock was waited for in vain, and `claims` at that time. */
+    uint32_t gave_up;
+    uint32_t claims_then;
+    /* Whether another thread of this process kept the GIL for long after a wait. */
+    uint32_t gil_is_busy;
+    uint32_t spare[28];
+} reader_t;
+
+/* One worker's own area. Only that worker writes it (its threads hold the
+   GIL when they do), and when it is dead its parent, which recovers it;
+   anybody may read it. The words are independent of each other, so a death
+   between any two of them leaves no more than one count behind. A scrape may
+   read these plain 64-bit words at any time. */
+typedef struct {
     _Alignas(64) uint64_t opened;
     uint64_t bytes_in;
     uint64_t bytes_out;
@@ -61,12 +83,23 @@ typedef struct {
     uint64_t lag_nanoseconds;
     uint64_t tasks;
     uint64_t alive_ns;
+    uint64_t spare[66];
 } worker_t;
 
-/* First page of the store; the slots follow, and then the workers' areas,
-   so that slots stay in their places when the number of workers changes.
-   Everything above `writer` is written once, before the store is used, and
-   then only read. */
+/* The write side of the lock, and whose turn it is; see lock.h. Both are 0 or 1 + the
+   index of a worker. One access takes both in. */
+typedef union {
+    struct {
+        uint32_t writer;
+        uint32_t turn;
+    };
+    uint64_t both;
+} lock_t;
+
+/* First page of the store. The slots follow, then the workers' sides of the lock, then
+   their areas, so that slots stay in their places when the number of workers changes.
+   Everything above `lock` is written once, before the store is used, and then only
+   read, and only by a process that attaches. `spare` is zeros. */
 typedef struct {
     uint64_t magic;
     uint32_t version;
@@ -76,52 +109,76 @@ typedef struct {
     uint64_t size;
     /* 1 if the slots' copies have their hashes: the store is in a file. */
     uint32_t checked;
-    /* Write side of the lock: 0, or 1 + the index of the holding worker. */
-    _Alignas(64) uint32_t writer;
+    _Alignas(64) lock_t lock;
+    /* How often the write lock was taken; its holder adds 1. */
+    uint32_t claims;
     /* State of the storage; written only under the write lock. */
     _Alignas(64) uint32_t state;
-    _Alignas(64) unsigned char rest_of_page[4096 - 192];
+    /* How far a storage engine outside has come; 0 without one. Written only under the
+       write lock. */
+    uint64_t applied_revision;
+    uint64_t applied_version;
+    _Alignas(64) unsigned char spare[PAGE_BYTES - 192];
 } store_t;
 
-_Static_assert(sizeof(store_t) == 4096, "the slots begin at the second page");
-_Static_assert(SLOTS * sizeof(slot_t) % 64 == 0, "the areas begin at a cache line");
+_Static_assert(sizeof(store_t) == PAGE_BYTES, "the slots begin at the second page");
+_Static_assert(sizeof(slot_t) * SLOTS_A_PAGE <= PAGE_BYTES, "no slot is on two pages");
+_Static_assert(sizeof(reader_t) == 128, "two lines each, for processors fetch lines in pairs");
+/* So that the same counters of many workers are not in the same set of a cache. */
+_Static_assert(sizeof(worker_t) / 64 % 2 == 1, "areas are an odd number of cache lines");
+
+#define SLOTS_SIZE ((size_t)SLOT_PAGES * PAGE_BYTES)
 
 static inline size_t store_size(uint32_t workers) {
-    return sizeof(store_t) + SLOTS * sizeof(slot_t) + workers * sizeof(worker_t);
+    return sizeof(store_t) + SLOTS_SIZE + workers * (sizeof(reader_t) + sizeof(worker_t));
 }
 
-static inline slot_t *slots_of(store_t *store) {
-    return (slot_t *)((char *)store + sizeof(store_t));
+/* Where a slot is, in bytes behind the first one: index * PAGE_BYTES / SLOTS_A_PAGE, down
+   to a cache line. Right for all of SLOTS; tests look at each. */
+static inline uint32_t slot_place(uint32_t index) {
+    return (index * ((PAGE_BYTES * 1024u + SLOTS_A_PAGE - 1) / SLOTS_A_PAGE) >> 10) & ~63u;
 }
 
 /* A store as one process uses it: where its parts are, and what is fixed since
    it was attached. None of it is read from shared memory again. */
 typedef struct {
     store_t *store;
-    slot_t *slots;
+    char *slots;
+    reader_t *readers;
     worker_t *areas;
+    reader_t *my_reader; /* this worker's side of the lock */
     worker_t *me; /* this worker's area */
-    uint32_t mine; /* 1 + its index: what `writer` says while it holds the lock */
+    uint32_t mine; /* 1 + its index: what `lock` says while it holds it */
     uint32_t workers;
     size_t size;
     uint32_t checked;
 } handle_t;
 
-static inline handle_t attach(store_t *store, uint32_t worker) {
+/* The caller has checked that the store is one for so many workers. */
+static inline handle_t attach(store_t *store, uint32_t workers, uint32_t worker, int checked) {
     handle_t handle;
     handle.store = store;
-    handle.slots = slots_of(store);
-    handle.areas = (worker_t *)(handle.slots + SLOTS);
+    handle.slots = (char *)store + sizeof(store_t);
+    handle.readers = (reader_t *)(handle.slots + SLOTS_SIZE);
+    handle.areas = (worker_t *)(handle.readers + workers);
+    handle.my_reader = handle.readers + worker;
     handle.me = handle.areas + worker;
     handle.mine = 1 + worker;
-    handle.workers = store->workers;
-    handle.size = store->size;
-    handle.checked = store->checked;
+    handle.workers = workers;
+    handle.size = store_size(workers);
+    handle.checked = checked != 0;
     return handle;
 }
 
+static inline slot_t *slot_at(const handle_t *h, uint32_t index) {
+    return (slot_t *)(h->slots + slot_place(index));
+}
+
+#define unlikely_so(x) __builtin_expect(!!(x), 0)
+
 #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define load_seq_cst(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+#define store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define add_seq_cst(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
 #define sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)

@@ -8,6 +8,7 @@ cdef extern from "layout.h" nogil:
         CODES
         BUCKETS
         REASONS
+        WORKERS_LIMIT
         STORE_VERSION
         STATE_READ_WRITE
         STATE_READ_ONLY
@@ -17,11 +18,16 @@ cdef extern from "layout.h" nogil:
     ctypedef struct slot_t:
         uint32_t current
         uint32_t length[2]
-        uint32_t check[2]
-        uint8_t bytes[2][SLOT_BYTES]
+
+    ctypedef struct reader_t:
+        uint32_t readers
+        uint32_t gave_up
+
+    ctypedef struct lock_t:
+        uint32_t writer
+        uint32_t turn
 
     ctypedef struct worker_t:
-        uint32_t readers
         uint64_t opened
         uint64_t bytes_in
         uint64_t bytes_out
@@ -42,12 +48,12 @@ cdef extern from "layout.h" nogil:
         uint32_t workers
         uint64_t size
         uint32_t checked
-        uint32_t writer
+        lock_t lock
         uint32_t state
 
     ctypedef struct handle_t:
         store_t* store
-        slot_t* slots
+        reader_t* readers
         worker_t* areas
         worker_t* me
         uint32_t mine
@@ -55,9 +61,10 @@ cdef extern from "layout.h" nogil:
         size_t size
         uint32_t checked
 
-    handle_t attach(store_t* store, uint32_t worker) noexcept
+    handle_t attach(store_t* store, uint32_t workers, uint32_t worker, bint checked) noexcept
     size_t store_size(uint32_t workers) noexcept
-    slot_t* slots_of(store_t* store) noexcept
+    slot_t* slot_at(const handle_t* h, uint32_t index) noexcept
+    bint unlikely_so(bint condition) noexcept
     uint32_t load_relaxed(uint32_t* word) noexcept
     uint64_t load_counter "load_relaxed"(uint64_t* word) noexcept
     uint32_t load_seq_cst(uint32_t* word) noexcept

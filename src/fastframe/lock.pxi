@@ -12,44 +12,44 @@ cdef extern from "lock.h" nogil:
     void release_read(const handle_t* h) noexcept
     bint try_write(const handle_t* h) noexcept
     void release_write(const handle_t* h) noexcept
-    void wait_for_writer(const handle_t* h, uint64_t deadline) noexcept
     void spin_hint() noexcept
     uint64_t clock_ns() noexcept
+    bint may_wait(const handle_t* h) noexcept
+    void give_up(const handle_t* h) noexcept
+
+    ctypedef struct wait_t:
+        uint64_t began
+
+    bint wait_for_lock(const handle_t* h, bint for_write, wait_t* wait,
+                       uint64_t limit_ns) noexcept
+    void got_gil_back(const handle_t* h, const wait_t* wait) noexcept
 
 
-cdef bint acquire_read(const handle_t* h) noexcept:
-    """False: it was waited for in vain, for LOCK_WAIT_NS."""
+cdef inline bint acquire_read(const handle_t* h) noexcept:
+    """False: it was waited for in vain, for LOCK_WAIT_NS, now or not long ago."""
+    return try_read(h) or acquire_after_a_wait(h, False)
+
+
+cdef inline bint acquire_write(const handle_t* h) noexcept:
+    """False: it was waited for in vain, for LOCK_WAIT_NS, now or not long ago."""
+    return try_write(h) or acquire_after_a_wait(h, True)
+
+
+cdef bint acquire_after_a_wait(const handle_t* h, bint for_write) noexcept:
+    cdef wait_t wait
+    cdef bint in_time
     cdef int _spin
-    cdef uint64_t deadline = 0
-    while True:
-        for _spin in range(SPINS_WITH_GIL):
-            if try_read(h):
-                return True
-            spin_hint()
-        if not wait_without_gil(h, &deadline):
-            return False
-
-
-cdef bint acquire_write(const handle_t* h) noexcept:
-    """False: it was waited for in vain, for LOCK_WAIT_NS."""
-    cdef int _spin
-    cdef uint64_t deadline = 0
-    while True:
-        for _spin in range(SPINS_WITH_GIL):
-            if try_write(h):
-                return True
-            spin_hint()
-        if not wait_without_gil(h, &deadline):
-            return False
-
-
-cdef bint wait_without_gil(const handle_t* h, uint64_t* deadline) noexcept:
-    """Waits for a while; False when the deadline, which the first call sets, is over."""
-    cdef uint64_t now = clock_ns()
-    if deadline[0] == 0:
-        deadline[0] = now + LOCK_WAIT_NS
-    elif now > deadline[0]:
+    if not may_wait(h):
         return False
-    with nogil:
-        wait_for_writer(h, deadline[0])
-    return True
+    wait.began = 0
+    while True:
+        for _spin in range(SPINS_WITH_GIL):
+            spin_hint()
+            if try_write(h) if for_write else try_read(h):
+                return True
+        with nogil:
+            in_time = wait_for_lock(h, for_write, &wait, LOCK_WAIT_NS)
+        if not in_time:
+            give_up(h)
+            return False
+        got_gil_back(h, &wait)

@@ -74,7 +74,8 @@ cdef dict ROW_OF_SWITCH = {
     State.MAINTENANCE: ROW_SWITCH_MAINTENANCE,
 }
 
-# Columns of the per-function counters: the known return codes, then all others.
+# Columns of the per-function counters: the known return codes; all others in the last
+# one, which stays there when codes are added, for a new program may take over memory.
 cdef enum:
     COLUMN_OK = 0
     COLUMN_INTERNAL = 1
@@ -86,7 +87,7 @@ cdef enum:
     COLUMN_NUMBER_OUT_OF_RANGE = 7
     COLUMN_TIMEOUT = 8
     COLUMN_RATE_LIMITED = 9
-    COLUMN_OTHER = 10
+    COLUMN_OTHER = CODES - 1
 
 CODE_COLUMNS = (
     ReturnCode.OK,

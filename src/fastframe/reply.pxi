@@ -27,5 +27,5 @@ cdef inline uint8_t* put_result(uint8_t* out, const Request* request, const Resu
     out = put_response(out, request.func_id, request.request_id, result.code,
                        str_head_size(length) + length, mailru)
     out = put_str_head(out, length)
-    memcpy(out, result.text, length)
+    copy_bytes(out, result.text, length)
     return out + length

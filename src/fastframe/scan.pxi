@@ -32,8 +32,7 @@ cdef size_t scan(ServerFrames self, const uint8_t* data, size_t size,
     cdef Request request
     cdef Hold hold
     cdef int found, row
-    hold.kind = HOLDS_NOTHING
-    hold.frames = hold.reads = hold.in_vain = 0
+    begin_hold(&hold)
     try:
         while True:
             found = next_frame(data + at, size - at, self.max_body, &request)
@@ -65,7 +64,8 @@ cdef inline void answer(ServerFrames self, const handle_t* h, const Request* req
     cdef Op op
     cdef Result result
     if decode(request, row, &op, &result):
-        execute(h, &op, hold_for(hold, h, row), &result)
+        hold_for(hold, h, row)
+        execute(h, &op, hold, &result)
     reply(self, request, row, &result)
 
 

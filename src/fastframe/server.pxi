@@ -248,7 +248,7 @@ cdef class ServerFrames:
         self.running -= 1
         self.status &= ~FULL
         me.requests[row][column] += 1
-        me.buckets[row][bucket_of(elapsed)] += 1
+        me.buckets[row][service_bucket(elapsed)] += 1
         me.nanoseconds[row] += elapsed
         me.bytes_out += HEADER_BYTES + 4 + size
 

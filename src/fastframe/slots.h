@@ -38,28 +38,53 @@ static inline uint32_t slot_hash(uint32_t index, const unsigned char *bytes, uin
     return (uint32_t)(state >> 32);
 }
 
-static inline uint32_t slot_length(const slot_t *slot) { return slot->length[slot->current & 1]; }
-
-static inline const unsigned char *slot_bytes(const slot_t *slot) {
-    return slot->bytes[slot->current & 1];
+/* `current` of a slot whose first copy counts; with all bits flipped, its second one.
+   The two differ in all 32 bits, each in 8 at least from zeros and from all ones, and in
+   7 at least from those of every other slot: damage does not make one of the other. */
+static inline uint32_t current_word(uint32_t index) {
+    return index * 0xffed1a3du + 0xc9e26af4u;
 }
 
+static inline uint32_t word_for(uint32_t index, uint32_t copy) {
+    return current_word(index) ^ (0 - copy);
+}
+
+/* Which copy counts, 0 or 1; more if `current` is damaged. */
+static inline uint32_t which_counts(const slot_t *slot, uint32_t index) {
+    return 0 - (load_relaxed(&slot->current) ^ current_word(index));
+}
+
+typedef struct {
+    const unsigned char *bytes;
+    uint32_t length;
+} content_t;
+
+/* What counts of a slot, under the lock; 0 if that cannot be told, or is too long. */
+static inline int slot_read(const handle_t *h, uint32_t index, content_t *content) {
+    const slot_t *slot = slot_at(h, index);
+    uint32_t which = which_counts(slot, index);
+    if (unlikely_so(which > 1)) return 0;
+    content->length = load_relaxed(&slot->length[which]);
+    content->bytes = slot->bytes[which];
+    return !unlikely_so(content->length > SLOT_BYTES);
+}
+
+/* Writes a slot, whatever was in it. */
 static inline void slot_write(const handle_t *h, uint32_t index, const unsigned char *content,
                               uint32_t length) {
-    slot_t *slot = &h->slots[index];
-    uint32_t next = ~slot->current;
-    uint32_t other = next & 1;
+    slot_t *slot = slot_at(h, index);
+    uint32_t other = (which_counts(slot, index) & 1) ^ 1;
     copy(slot->bytes[other], content, length);
-    slot->length[other] = length;
+    store_relaxed(&slot->length[other], length);
     if (h->checked) slot->check[other] = slot_hash(index, content, length);
-    store_release(&slot->current, next);
+    store_release(&slot->current, word_for(index, other));
 }
 
-/* Whether the slot can be read at all; others may be at work in it. */
-static inline int has_head(slot_t *slot) {
-    uint32_t current = load_relaxed(&slot->current);
-    if (current != 0 && current != 0xFFFFFFFFu) return 0;
-    return slot->length[current & 1] <= SLOT_BYTES;
+/* Makes a slot of zeros an empty one. */
+static inline void slot_lay_out(const handle_t *h, uint32_t index) {
+    slot_t *slot = slot_at(h, index);
+    if (h->checked) slot->check[0] = slot_hash(index, slot->bytes[0], 0);
+    store_release(&slot->current, word_for(index, 0));
 }
 
 static inline int is_whole(const slot_t *slot, uint32_t index, uint32_t which) {
@@ -68,12 +93,21 @@ static inline int is_whole(const slot_t *slot, uint32_t index, uint32_t which) {
     return slot->check[which] == slot_hash(index, slot->bytes[which], length);
 }
 
-/* The copy that a damaged slot can have, 0 or 1; -1 if neither is whole. Both
-   may be, where only the word that says which one counts is damaged. */
+/* Whether the copy that counts is what was written; nobody may be at work in it. */
+static inline int slot_is_whole(const handle_t *h, uint32_t index) {
+    const slot_t *slot = slot_at(h, index);
+    uint32_t which = which_counts(slot, index);
+    return which <= 1 && is_whole(slot, index, which);
+}
+
+/* The copy that a damaged slot can have, 0 or 1; -1 if neither is whole. Both are, where
+   only `current` is damaged: then that is taken which its word is nearer to. */
 static inline int whole_copy(const slot_t *slot, uint32_t index) {
-    uint32_t other = ~slot->current & 1;
-    if (is_whole(slot, index, other)) return (int)other;
-    return is_whole(slot, index, other ^ 1) ? (int)(other ^ 1) : -1;
+    uint32_t which = which_counts(slot, index);
+    uint32_t nearer = which <= 1 ? which
+        : __builtin_popcount(slot->current ^ current_word(index)) > 16;
+    if (is_whole(slot, index, nearer)) return (int)nearer;
+    return is_whole(slot, index, nearer ^ 1) ? (int)(nearer ^ 1) : -1;
 }
 
 #endif

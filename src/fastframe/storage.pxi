@@ -31,8 +31,8 @@ cdef class Storage:
     cdef readonly dict row_names
 
     def __cinit__(self, buffer=None, *, int workers=1, int worker=0, bint checked=False):
-        if not 1 <= workers <= 1024:
-            raise ValueError(f"workers is {workers}; it must be 1..1024")
+        if not 1 <= workers <= WORKERS_LIMIT:
+            raise ValueError(f"workers is {workers}; it must be 1..{WORKERS_LIMIT}")
         if not 0 <= worker < workers:
             raise ValueError(f"worker is {worker}; it must be 0..{workers - 1}")
         cdef size_t needed = store_size(workers)
@@ -51,13 +51,17 @@ cdef class Storage:
         cdef store_t* store = <store_t*>self.view.buf
         if store.magic == 0:
             lay_out(store, workers, checked)
-        check_header(store, self.view.len)
-        check_heads(store)
-        if store.workers != <uint32_t>workers:
+        # What counts from here on is this copy of the header and the handle: others
+        # may write into the memory.
+        cdef store_t found
+        copy_bytes(&found, store, sizeof(store_t))
+        check_header(&found, self.view.len)
+        if found.workers != <uint32_t>workers:
             raise ValueError(
-                f"the store was made for {store.workers} workers; expected {workers}"
+                f"the store was made for {found.workers} workers; expected {workers}"
             )
-        self.handle = attach(store, worker)
+        self.handle = attach(store, workers, worker, found.checked)
+        check_heads(&self.handle)
         self.row_names = {}
         self.scratch.shared = new_scratch()
 
@@ -86,13 +90,13 @@ cdef class Storage:
                 where. The copies of slots that are not current do not count.
         """
         cdef Py_buffer view
-        cdef store_t* store
+        cdef handle_t h
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
-            store = checked_store(&view)
-            check_heads(store)
-            check_slots(store)
-            return store.workers, STATE_OF[store.state]
+            attach_for_check(&view, &h)
+            check_heads(&h)
+            check_slots(&h)
+            return h.workers, state_of(&h)
         finally:
             PyBuffer_Release(&view)
 
@@ -114,9 +118,11 @@ cdef class Storage:
             ValueError: it is no store of this version, or damaged elsewhere.
         """
         cdef Py_buffer view
+        cdef handle_t h
         PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
         try:
-            return repair_slots(checked_store(&view))
+            attach_for_check(&view, &h)
+            return repair_slots(&h)
         finally:
             PyBuffer_Release(&view)
 
@@ -141,7 +147,8 @@ cdef class Storage:
         Raises:
             OutOfRangeError: no such slot.
             LockedError: the storage is in MAINTENANCE.
-            OverloadedError: the lock was not to be had within a second.
+            InternalError: the slot or the state is damaged.
+            OverloadedError: the lock was not to be had.
         """
         cdef Op op
         op.row = ROW_READ
@@ -159,7 +166,8 @@ cdef class Storage:
             OutOfRangeError: no such slot.
             IllegalParamsError: the content is too long.
             ReadOnlyError, LockedError: the state forbids it.
-            OverloadedError: the lock was not to be had within a second.
+            InternalError: the state is damaged.
+            OverloadedError: the lock was not to be had.
         """
         cdef Op op
         op.row = ROW_REPLACE
@@ -171,15 +179,19 @@ cdef class Storage:
     @property
     def state(self):
         """State of the storage. Once a switch has returned, no operation that it
-        forbids succeeds any more, on any connection."""
-        return STATE_OF[load_seq_cst(&self.handle.store.state)]
+        forbids succeeds any more, on any connection.
+
+        Raises:
+            InternalError: the storage is damaged, and its state none of the three.
+        """
+        return state_of(&self.handle)
 
     def switch(self, state):
         """Switches the state; works in every state.
 
         Raises:
             ValueError: not a state.
-            OverloadedError: the lock was not to be had within a second.
+            OverloadedError: the lock was not to be had.
         """
         cdef Op op
         op.row = ROW_OF_SWITCH[State(state)]
@@ -208,7 +220,7 @@ cdef class Storage:
         """
         # Bounded: more does not fit into the integer.
         cdef uint64_t late = <uint64_t>(min(lag, 1e9) * 1e9) if lag > 0 else 0
-        self.handle.me.lag_buckets[bucket_of(late)] += 1
+        self.handle.me.lag_buckets[lag_bucket(late)] += 1
         self.handle.me.lag_nanoseconds += late
         self.handle.me.tasks = tasks
         self.handle.me.alive_ns = clock_ns()
@@ -222,7 +234,8 @@ cdef class Storage:
         """The counters of a worker, or the sums of all, as a dict of numbers and lists.
 
         ``requests[row][column]`` counts by ``ROWS`` and ``CODE_COLUMNS``,
-        ``buckets[row]`` and ``lag_buckets`` by ``BUCKET_BOUNDS`` (not cumulative).
+        ``buckets[row]`` by ``BUCKET_BOUNDS`` and ``lag_buckets`` by
+        ``LAG_BUCKET_BOUNDS`` (not cumulative).
 
         Args:
             worker: index of the worker's area; None for the sums.

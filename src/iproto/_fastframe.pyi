@@ -15,6 +15,7 @@ FIRST_USER_ROW: Final[int]
 ROW_COUNT: Final[int]
 CODE_COLUMNS: Final[tuple[ReturnCode, ...]]
 BUCKET_BOUNDS: Final[tuple[float, ...]]
+LAG_BUCKET_BOUNDS: Final[tuple[float, ...]]
 
 # generated: flags
 HAS_CALLS: Final[int]

@@ -14,7 +14,16 @@ from iproto.storage.check import check_file
 from iproto.storage.file import MAKING, open_storage
 from iproto.wire import SLOT_BYTES
 from tests.helpers.harness import PATIENCE
-from tests.store.test_storage import AREAS_AT, SLOT_SIZE, SLOTS_AT, STATE_AT
+from tests.store.test_storage import (
+    PAGE,
+    READERS_AT,
+    SLOT_SIZE,
+    SLOTS_A_PAGE,
+    SLOTS_AT,
+    STATE_AT,
+    current_words,
+    slot_at,
+)
 from tests.store.test_storage_file import FILLED, contents, filled, flip, patch
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 def damage(path: Path, slot: int, *, both: bool = False) -> None:
     """To slots of `filled`: each was written twice, so its first copy is the current one."""
-    content = SLOTS_AT + SLOT_SIZE * slot + 24
+    content = slot_at(slot) + 24
     flip(path, content, 0xFF)
     if both:
         flip(path, content + SLOT_BYTES, 0xFF)
@@ -101,8 +110,9 @@ def test_a_repair_keeps_all_that_is_whole_and_the_file_as_it_was(tmp_path: Path)
 @pytest.mark.parametrize(
     ("place", "value", "content"),
     [
-        (0, b"\x01\0\0\0", b"second of 4"),  # says 1, or was 0 with a bit flipped
-        (0, b"\x00\0\0\1", b"first of 4"),
+        # The word that says which copy counts is near to that of one of them.
+        (0, (current_words(4)[0] ^ 0x80000001).to_bytes(4, "little"), b"second of 4"),
+        (0, (current_words(4)[1] ^ 0x00018000).to_bytes(4, "little"), b"first of 4"),
         (4, b"\xff\xff\xff\xff", b"first of 4"),  # a length over the limit
         (0, bytes(SLOT_SIZE), b""),
         (0, b"\xff" * SLOT_SIZE, b""),
@@ -112,7 +122,7 @@ def test_a_slot_whose_head_is_impossible_can_be_repaired(
     tmp_path: Path, place: int, value: bytes, content: bytes
 ) -> None:
     path = filled(tmp_path / "storage")
-    patch(path, SLOTS_AT + SLOT_SIZE * 4 + place, value)
+    patch(path, slot_at(4) + place, value)
     with pytest.raises(ConfigError, match=f"or see 'iproto check {path}'"):
         open_storage(path)
     ((slot, length),) = check_file(path, repair=True).damaged
@@ -126,11 +136,14 @@ def test_a_slot_whose_head_is_impossible_can_be_repaired(
     assert contents(path)[1][4] == b"written again"
 
 
-@pytest.mark.parametrize("at", range(SLOTS_AT, SLOTS_AT + 20 * SLOT_SIZE, 509))
-def test_pages_of_two_moments_lose_no_slot_but_the_one_between_them(
-    tmp_path: Path, at: int
-) -> None:
-    """As after a power failure: what lies before a place is newer than what follows."""
+@pytest.mark.parametrize(
+    "at", [*range(SLOTS_AT, SLOTS_AT + 4 * PAGE, PAGE), *range(SLOTS_AT, slot_at(20), 509)]
+)
+def test_two_moments_lose_no_slot_but_the_one_between_them(tmp_path: Path, at: int) -> None:
+    """As after a power failure: what lies before a place is newer than what follows.
+
+    Between two pages no slot is torn.
+    """
     path = filled(tmp_path / "storage")
     older = path.read_bytes()
     with open_storage(path) as file:
@@ -139,15 +152,16 @@ def test_pages_of_two_moments_lose_no_slot_but_the_one_between_them(
             for index in range(20):
                 file.storage.replace(index, f"{turn} of {index}".encode())
     path.write_bytes(path.read_bytes()[:at] + older[at:])
-    torn = (at - SLOTS_AT) // SLOT_SIZE
+    page, place = divmod(at - SLOTS_AT, PAGE)
+    torn = page * SLOTS_A_PAGE + min(place // SLOT_SIZE, SLOTS_A_PAGE)
     found = check_file(path, repair=True)
-    assert {slot for slot, _ in found.damaged} <= {torn}
+    assert {slot for slot, _ in found.damaged} <= ({torn} if place else set())
     with open_storage(path) as file:
         for index in range(10):
             known = {f"{turn} of {index}".encode() for turn in ("second", "third", "fourth")}
             if index < torn:
                 assert file.storage.read(index) == f"fourth of {index}".encode()
-            elif index > torn:
+            elif index > torn or not place:
                 assert file.storage.read(index) == f"second of {index}".encode()
             else:
                 assert file.storage.read(index) in known | {b""}
@@ -157,7 +171,7 @@ def test_what_cannot_be_repaired_is_refused_and_left_as_it_is(tmp_path: Path) ->
     path = filled(tmp_path / "storage")
     whole = path.read_bytes()
     foreign = (b"\x7fELF", "is no storage file of iproto")
-    cut_off = (whole[: AREAS_AT - 1], "is cut off")
+    cut_off = (whole[: READERS_AT - 1], "is cut off")
     state = (
         whole[:STATE_AT] + b"\0\0\0\0" + whole[STATE_AT + 4 :],
         "cannot be repaired: the store is damaged: its state is 0x00000000; restore a copy of it",

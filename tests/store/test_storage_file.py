@@ -30,7 +30,16 @@ from tests.helpers.harness import (
     serving,
     wait_until,
 )
-from tests.store.test_storage import AREAS_AT, SLOT_SIZE, SLOTS_AT, STATE_AT, WRITER_AT
+from tests.store.test_storage import (
+    CLAIMS_AT,
+    READERS_AT,
+    SLOTS_AT,
+    STATE_AT,
+    TURN_AT,
+    WRITER_AT,
+    current_words,
+    slot_at,
+)
 from tests.workers.test_workers import pids
 
 if TYPE_CHECKING:
@@ -209,7 +218,9 @@ def test_counters_begin_at_zero_and_locks_are_free(tmp_path: Path) -> None:
         file.storage.replace(1, b"one")
         file.storage.count_opened()
     patch(path, WRITER_AT, b"\x03\0\0\0")  # as it is left by a killed writer
-    patch(path, AREAS_AT, b"\x01\0\0\0")  # and by a killed reader
+    patch(path, TURN_AT, b"\x02\0\0\0")  # by one whose turn it was
+    patch(path, CLAIMS_AT, b"\x09\0\0\0")
+    patch(path, READERS_AT, b"\x01\0\0\0")  # and by a killed reader
     for workers in (3, 9, 1):
         with open_storage(path, workers) as file:
             assert path.stat().st_size == iproto.Storage.size_for(workers)
@@ -428,12 +439,13 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "storage"
     data = filled(path, workers=3).read_bytes()
     dice = random.Random(1)
-    sizes = [8, 9, 4095, 4096, SLOTS_AT + 1, AREAS_AT - 1, AREAS_AT, AREAS_AT + 1, len(data) - 1]
+    around = (READERS_AT - 1, READERS_AT, READERS_AT + 1)
+    sizes = [8, 9, 4095, 4096, SLOTS_AT + 1, *around, len(data) - 1]
     for size in [*sizes, *(dice.randrange(8, len(data)) for _ in range(20))]:
         path.write_bytes(data[:size])
         check_refused(path, f"is cut off: it has {size} bytes of at least ")
-    path.write_bytes(data[:AREAS_AT])
-    assert f"is cut off: it has {AREAS_AT} bytes of at least {len(data)};" in refused(path)
+    path.write_bytes(data[:READERS_AT])
+    assert f"is cut off: it has {READERS_AT} bytes of at least {len(data)};" in refused(path)
 
 
 def test_an_empty_file_is_a_new_one_and_an_unfinished_one_is_begun_again(tmp_path: Path) -> None:
@@ -469,7 +481,7 @@ def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path: Path, data: bytes
 @pytest.mark.parametrize(
     ("place", "value", "text"),
     [
-        (8, 2, "layout version 2; this program knows version 1"),
+        (8, 1, "layout version 1; this program knows version 2"),
         (12, 1001, "1001 slots of 256 bytes; expected 1000 of 256"),
         (16, 512, "1000 slots of 512 bytes"),
         (20, 2, "damaged: 2 workers and "),
@@ -478,6 +490,7 @@ def test_a_foreign_file_is_refused_and_left_as_it_is(tmp_path: Path, data: bytes
         (32, 0, "keeps no hashes"),
         (32, 3, "damaged: its flag for hashes is 3"),
         (WRITER_AT, 2, "damaged: worker 1 holds its lock"),
+        (TURN_AT, 2, "damaged: its lock waits for worker 1"),
         (STATE_AT, 0, "damaged: its state is 0x00000000"),
     ],
 )
@@ -493,7 +506,7 @@ def test_every_flipped_byte_that_counts_is_noticed(tmp_path: Path) -> None:
     dice = random.Random(2)
     places = [*range(36), *range(STATE_AT, STATE_AT + 4)]
     for index in (0, 9, 10, 999):
-        slot = SLOTS_AT + SLOT_SIZE * index
+        slot = slot_at(index)
         # Written twice, so the copy that is current is the first one again.
         places += [*range(slot, slot + 8), *range(slot + 12, slot + 16)]
         places += range(slot + 24, slot + 24 + len(b"second of 0") * (index < 10))
@@ -503,7 +516,7 @@ def test_every_flipped_byte_that_counts_is_noticed(tmp_path: Path) -> None:
         check_refused(path, "damaged|no storage|version|slots|hashes|cut off")
         flip(path, place, bits)
     assert contents(path) == FILLED
-    flip(path, SLOTS_AT + 9 * SLOT_SIZE + 24, 1)
+    flip(path, slot_at(9) + 24, 1)
     assert refused(path, 2) == (
         f"iproto: storage file {path} cannot be used: the store is damaged: slot 9 does not hold "
         "what was written; restore a copy of it, or remove it to begin with an empty storage, "
@@ -511,14 +524,31 @@ def test_every_flipped_byte_that_counts_is_noticed(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("word", [b"\0\0\0\0", b"\xff\xff\xff\xff"])
+def test_a_slot_is_refused_whose_word_is_wiped_and_not_served_as_it_was_before(
+    tmp_path: Path, word: bytes
+) -> None:
+    """Of all slots: the word says which content counts, and the older one is still there."""
+    path = filled(tmp_path / "storage")
+    whole = path.read_bytes()
+    for index in range(iproto.wire.SLOT_COUNT):
+        patch(path, slot_at(index), word)
+        check_refused(path, f"slot {index} has an impossible head")
+        patch(path, slot_at(index), whole[slot_at(index) :][:4])
+    assert path.read_bytes() == whole
+    # And another slot's word is not taken for this one's.
+    patch(path, slot_at(3), current_words(4)[1].to_bytes(4, sys.byteorder))
+    check_refused(path, "slot 3 has an impossible head")
+
+
 def test_damage_to_what_does_not_count_is_no_error(tmp_path: Path) -> None:
     path = filled(tmp_path / "storage")
     for index in range(10):
-        slot = SLOTS_AT + SLOT_SIZE * index
+        slot = slot_at(index)
         for place in (slot + 8, slot + 16, slot + 24 + 256, slot + 24 + 511):  # the other copy
             flip(path, place, 0xFF)
         flip(path, slot + 24 + len(b"second of 0"), 0xFF)  # behind the content
-    for place in range(AREAS_AT, AREAS_AT + 100):
+    for place in range(READERS_AT, READERS_AT + 100):
         flip(path, place, 0xFF)
     assert contents(path) == FILLED
 

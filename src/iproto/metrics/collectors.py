@@ -6,6 +6,7 @@ somebody scrapes.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import resource
 import time
@@ -20,8 +21,16 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from iproto._fastframe import BUCKET_BOUNDS, CODE_COLUMNS, ROW_OF_UNKNOWN, ROWS, Storage
+from iproto._fastframe import (
+    BUCKET_BOUNDS,
+    CODE_COLUMNS,
+    LAG_BUCKET_BOUNDS,
+    ROW_OF_UNKNOWN,
+    ROWS,
+    Storage,
+)
 from iproto._version import __version__
+from iproto.errors import InternalError
 from iproto.wire import CloseReason, FuncID, State
 
 if TYPE_CHECKING:
@@ -122,7 +131,7 @@ class StorageCollector(Collector):
                     requests.add_metric([name, code], answered[column])
             seconds.add_metric(
                 [name],
-                buckets=_cumulative(counters["buckets"][row]),
+                buckets=_cumulative(counters["buckets"][row], BUCKET_BOUNDS),
                 sum_value=counters["nanoseconds"][row] / 1e9,
             )
         yield requests
@@ -138,7 +147,7 @@ class StorageCollector(Collector):
         )
         lag.add_metric(
             [],
-            buckets=_cumulative(counters["lag_buckets"]),
+            buckets=_cumulative(counters["lag_buckets"], LAG_BUCKET_BOUNDS),
             sum_value=counters["lag_nanoseconds"] / 1e9,
         )
         yield lag
@@ -147,7 +156,9 @@ class StorageCollector(Collector):
         yield GaugeMetricFamily(
             "iproto_ready", "1 while connections are accepted", int(self._source.ready)
         )
-        current = self._storage.state
+        current = None
+        with contextlib.suppress(InternalError):  # it is damaged, and none of the three
+            current = self._storage.state
         states = GaugeMetricFamily(
             "iproto_storage_state", "1 for the storage's state, 0 for the others", labels=["state"]
         )
@@ -226,10 +237,10 @@ def _counter(name: str, documentation: str, value: float) -> CounterMetricFamily
     return CounterMetricFamily(name, documentation, value)
 
 
-def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+def _cumulative(counts: list[int], bounds: tuple[float, ...]) -> list[tuple[str, float]]:
     total = 0
     buckets = []
-    for bound, count in zip((*BUCKET_BOUNDS, float("inf")), counts, strict=True):
+    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
         total += count
         buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
     return buckets
