@@ -9,10 +9,11 @@ cdef struct Request:
 cdef const char* SWITCH_PARAMS_TEXT = b"the storage switches take nil or an empty body"
 cdef const char* REPLACE_PARAMS_TEXT = (
     b"STORAGE_REPLACE takes a MsgPack int and str, one after the other, "
-    b'as [int, str] or as {"ID": int, "S": str}, and nothing else'
+    b'as [int, str], as {"ID": int, "S": str} or as {"Idx": int, "Str": str}, and nothing else'
 )
 cdef const char* READ_PARAMS_TEXT = (
-    b'STORAGE_READ takes a MsgPack int, as itself, as [int] or as {"ID": int}, and nothing else'
+    b'STORAGE_READ takes a MsgPack int, as itself, as [int], as {"ID": int} or as {"Idx": int}, '
+    b"and nothing else"
 )
 
 
@@ -48,12 +49,30 @@ cdef inline bint decode(const Request* request, int row, Op* op, Result* refusal
     return False
 
 
-cdef bint is_key(const uint8_t* text, uint32_t length, const char* key) noexcept nogil:
-    return length == strlen(key) and memcmp(text, key, length) == 0
+# Keys of arguments in a map: those of Go clients' structs. Another public client of this
+# protocol has the longer pair; a map with one key of each pair is nobody's.
+cdef enum:
+    KEY_UNKNOWN = 0
+    KEY_ID = 1
+    KEY_S = 2
+    KEY_IDX = 4
+    KEY_STR = 8
+
+
+cdef int key_of(const uint8_t* text, uint32_t length) noexcept nogil:
+    if length == 2 and memcmp(text, b"ID", 2) == 0:
+        return KEY_ID
+    if length == 1 and text[0] == c"S":
+        return KEY_S
+    if length == 3 and memcmp(text, b"Idx", 3) == 0:
+        return KEY_IDX
+    if length == 3 and memcmp(text, b"Str", 3) == 0:
+        return KEY_STR
+    return KEY_UNKNOWN
 
 
 cdef bint decode_read(const uint8_t* body, uint32_t size, int64_t* index) noexcept nogil:
-    """``int``, ``[int]`` or ``{"ID": int}``, and nothing else."""
+    """``int``, ``[int]``, ``{"ID": int}`` or ``{"Idx": int}``, and nothing else."""
     cdef cursor_t c
     cdef const uint8_t* key
     cdef uint32_t length
@@ -66,17 +85,18 @@ cdef bint decode_read(const uint8_t* body, uint32_t size, int64_t* index) noexce
     c.at = body
     if read_container(&c, 0x80, 0xDE) != 1 or read_str(&c, &key, &length) != 0:
         return False
-    return is_key(key, length, b"ID") and read_int(&c, index) == 0 and c.at == c.end
+    return (key_of(key, length) & (KEY_ID | KEY_IDX) != 0 and read_int(&c, index) == 0
+            and c.at == c.end)
 
 
 cdef inline bint decode_replace(const uint8_t* body, uint32_t size, int64_t* index,
                                 const uint8_t** text, uint32_t* length) noexcept nogil:
-    """``int str``, ``[int, str]`` or ``{"ID": int, "S": str}``, and nothing else."""
+    """``int str``, ``[int, str]`` or a map of one of the two pairs of keys, and nothing else."""
     cdef cursor_t c
     cdef const uint8_t* key
     cdef uint32_t key_length
-    cdef int _i
-    cdef bint has_index = False, has_text = False
+    cdef int _i, key_found
+    cdef int keys = 0  # found so far
     c.at = body
     c.end = body + size
     if read_int(&c, index) == 0:
@@ -90,14 +110,11 @@ cdef inline bint decode_replace(const uint8_t* body, uint32_t size, int64_t* ind
     for _i in range(2):
         if read_str(&c, &key, &key_length) != 0:
             return False
-        if not has_index and is_key(key, key_length, b"ID"):
-            has_index = read_int(&c, index) == 0
-            if not has_index:
+        key_found = key_of(key, key_length)
+        keys |= key_found
+        if key_found & (KEY_ID | KEY_IDX):
+            if read_int(&c, index) != 0:
                 return False
-        elif not has_text and is_key(key, key_length, b"S"):
-            has_text = read_str(&c, text, length) == 0
-            if not has_text:
-                return False
-        else:
+        elif key_found == KEY_UNKNOWN or read_str(&c, text, length) != 0:
             return False
-    return c.at == c.end
+    return (keys == KEY_ID | KEY_S or keys == KEY_IDX | KEY_STR) and c.at == c.end

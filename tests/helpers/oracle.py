@@ -24,6 +24,9 @@ HEADER = struct.Struct("<III")
 RETURN_CODE = struct.Struct("<I")
 
 
+KIND_OF_KEY = {"ID": "int", "S": "str", "Idx": "int", "Str": "str"}
+
+
 class Reply(NamedTuple):
     """A reply. ``return_code`` is None where the header comes alone.
 
@@ -87,25 +90,31 @@ class Body:
     def at_end(self) -> bool:
         return bool(self.unpacker.tell() == len(self.data))
 
-    def arguments(self, **kinds: str) -> list[Any]:
-        """One object for each name: one after the other, as an array, or as a map."""
-        found: dict[str, Any] = {}
+    def arguments(self, *kinds: str) -> list[Any]:
+        """One object of each kind: one after the other, as an array, or as a map."""
         if self.kind() == "map":
-            if self.take("map") != len(kinds):
-                raise Refused(ReturnCode.ILLEGAL_PARAMS)
-            for _ in kinds:
-                key = self.take("str").decode("latin-1")
-                if key not in kinds or key in found:
-                    raise Refused(ReturnCode.ILLEGAL_PARAMS)
-                found[key] = self.take(kinds[key])
+            found = self._arguments_of_map(kinds)
         else:
             if self.kind() == "array" and self.take("array") != len(kinds):
                 raise Refused(ReturnCode.ILLEGAL_PARAMS)
-            for name, kind in kinds.items():
-                found[name] = self.take(kind)
+            found = [self.take(kind) for kind in kinds]
         if not self.at_end():
             raise Refused(ReturnCode.ILLEGAL_PARAMS)
-        return [found[name] for name in kinds]
+        return found
+
+    def _arguments_of_map(self, kinds: tuple[str, ...]) -> list[Any]:
+        if self.take("map") != len(kinds):
+            raise Refused(ReturnCode.ILLEGAL_PARAMS)
+        found: dict[str, Any] = {}
+        for _ in kinds:
+            key = self.take("str").decode("latin-1")
+            if key in found or key not in KIND_OF_KEY:
+                raise Refused(ReturnCode.ILLEGAL_PARAMS)
+            found[key] = self.take(KIND_OF_KEY[key])
+        for names in (("ID", "S"), ("Idx", "Str")):
+            if {*found} == {*names[: len(kinds)]}:
+                return [found[name] for name in names[: len(kinds)]]
+        raise Refused(ReturnCode.ILLEGAL_PARAMS)
 
 
 class OracleServer:
@@ -161,7 +170,7 @@ class OracleServer:
             return Reply(func_id, request_id, refusal.code)
 
     def read(self, body: bytes) -> bytes:
-        index: int = Body(body).arguments(ID="int")[0]
+        index: int = Body(body).arguments("int")[0]
         if self.state == State.MAINTENANCE:
             raise Refused(ReturnCode.LOCKED)
         if not 0 <= index < SLOT_COUNT:
@@ -169,7 +178,7 @@ class OracleServer:
         return self.slots[index]
 
     def replace(self, body: bytes) -> None:
-        index, content = Body(body).arguments(ID="int", S="str")
+        index, content = Body(body).arguments("int", "str")
         if len(content) > SLOT_BYTES:
             raise Refused(ReturnCode.ILLEGAL_PARAMS)
         if self.state != State.READ_WRITE:
