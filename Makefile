@@ -130,6 +130,7 @@ lint: $(BUILT) ## Style and types, and whether make generate would change anythi
 	printf '#include "%s"\n' $(notdir $(HEADERS)) | $(CC) -std=c11 -D_POSIX_C_SOURCE=200809L \
 		-Wall -Wextra -Wpedantic -Wconversion -Werror -fsyntax-only -Isrc/fastframe -x c -
 	$(BIN)/mypy
+	$(BIN)/basedpyright
 	$(BIN)/zizmor --offline --quiet .github
 	$(BIN)/python -m mypy.stubtest iproto._fastframe --mypy-config-file pyproject.toml
 

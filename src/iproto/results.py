@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 import msgspec
@@ -54,8 +54,7 @@ def pack(value: Any) -> bytes:
     Raises:
         TypeError, ValueError, OverflowError: MsgPack cannot carry the value.
     """
-    packed: bytes = msgpack.packb(value, datetime=True, default=_to_plain)
-    return packed
+    return cast("bytes", msgpack.packb(value, datetime=True, default=_to_plain))
 
 
 def encoder_for(annotation: Any) -> Callable[[Any], bytes]:

@@ -210,3 +210,16 @@ def test_everything_public_has_a_docstring() -> None:
     found = dict(public_objects())
     assert "iproto._fastframe.Storage.read" in found
     assert [name for name, value in found.items() if not has_docstring(value)] == []
+
+
+@pytest.mark.checkout
+def test_the_types_of_everything_public_are_checked() -> None:
+    text = (ROOT / "tests" / "typing" / "public_api.py").read_text(encoding="utf-8")
+    checked = set(re.findall(r"\w+", text))
+    methods = {
+        name
+        for cls in (iproto.AsyncClient, iproto.Client, iproto.App)
+        for name in vars(cls)
+        if not name.startswith("_")
+    }
+    assert {*iproto.__all__} | methods <= checked

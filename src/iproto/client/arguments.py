@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from iproto._fastframe import ClientFrames
 from iproto.checks import checked_dialect, checked_timeout
@@ -53,7 +53,9 @@ def item_list(
     items: Mapping[int, str | bytes] | Iterable[tuple[int, str | bytes]],
 ) -> list[tuple[int, str | bytes]]:
     """The ``(index, content)`` pairs of a replace_many."""
-    pairs = list(items.items() if isinstance(items, Mapping) else items)
+    if isinstance(items, Mapping):
+        items = cast("Mapping[int, str | bytes]", items).items()
+    pairs = list(items)
     for position, pair in enumerate(pairs):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise TypeError(f"item {position} is not a tuple (index, content): {pair!r}")
@@ -72,8 +74,7 @@ def pack_args(args: tuple[Any, ...]) -> bytes:
         return b""  # which the built-in functions without arguments take too
     import msgpack
 
-    packed: bytes = msgpack.packb(args, datetime=True)
-    return packed
+    return cast("bytes", msgpack.packb(args, datetime=True))
 
 
 def unpack_result(func_id: int, body: bytes | None) -> Any:

@@ -59,10 +59,10 @@ class Link(asyncio.Protocol):
         self.paused = False
         self._owner.resumed(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
-        self.end(self.state.lost_reason(error))
+        self.end(self.state.lost_reason(exc))
 
     def flush_soon(self) -> None:
         """Sends what is built, and will be built in this loop turn, at its end."""

@@ -137,9 +137,12 @@ class Server:
         loop = asyncio.get_running_loop()
         self._load_functions()
         metrics_address = self.config.metrics_address
+        make_metrics: Callable[[], MetricsEndpoint] | None = None
         if metrics_address is not None:
             # Not at the top: a third of all imports, and a worker serves no metrics.
             from iproto.metrics.endpoint import MetricsEndpoint
+
+            make_metrics = partial(MetricsEndpoint, metrics_address, self)
         try:
             if self._inherited is not None:
                 self._listeners.extend(self._inherited)
@@ -147,8 +150,8 @@ class Server:
                 for address in self.config.addresses:
                     self._listeners += listeners.listen(address, self.config.backlog)
             self._heartbeat = Heartbeat(self.storage, loop)
-            if metrics_address is not None:
-                self._metrics = MetricsEndpoint(metrics_address, self)
+            if make_metrics is not None:
+                self._metrics = make_metrics()
         except BaseException:
             self._close_listeners()
             self._stop_heartbeat()
