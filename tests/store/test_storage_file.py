@@ -30,6 +30,7 @@ from tests.helpers.harness import (
     serving,
     wait_until,
 )
+from tests.helpers.workers import pids
 from tests.store.test_storage import (
     CLAIMS_AT,
     READERS_AT,
@@ -40,7 +41,6 @@ from tests.store.test_storage import (
     current_words,
     slot_at,
 )
-from tests.workers.test_workers import pids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ import pytest
 from iproto import Config, FuncID, ReturnCode
 from iproto.workers import upgrade
 from tests.helpers.harness import PATIENCE, ServerProcess, children, frame, serve_process
-from tests.workers.test_workers import APP, Resender, pids, supervised
+from tests.helpers.workers import APP, Resender, pids, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
