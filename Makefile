@@ -38,11 +38,11 @@ COVERAGE := build/coverage
 # A copy of the tree, whose extension says which of its lines it runs. That takes time, so a test
 # that hangs is given more of it.
 .PHONY: coverage
-coverage: $(COVERAGE)/.built ## Which lines the tests run, of Python and of the extension; fails below the floor
+coverage: $(COVERAGE)/.built ## Which lines the tests run, of Python and the extension; fails below a floor; TESTS=tests/codec
 	git ls-files -z --cached --others --exclude-standard tests docs examples benchmarks tools model deploy .github \
 		'*.md' | tar --null -T - -cf - | tar -xf - -C $(COVERAGE)/source
 	cd $(COVERAGE)/source && rm -f .coverage* && PATH="$(CURDIR)/$(COVERAGE)/venv/bin:$$PATH" && \
-		python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 && \
+		python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 $(TESTS) && \
 		python -m coverage combine --quiet && python -m coverage html --quiet && python -m coverage report --skip-covered
 
 $(COVERAGE)/.built: $(MADE_OF)

@@ -24,6 +24,7 @@ from iproto.wire import Dialect
 from tests.helpers.bad_server import Asked, BadServer, Peer
 from tests.helpers.clients import READ_BYTES, until
 from tests.helpers.frame_server import FrameServer
+from tests.helpers.harness import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -168,12 +169,14 @@ async def test_a_cancelled_bulk_leaves_nothing_behind() -> None:
 @on_a_loop
 async def test_wait_for_works_as_on_any_coroutine() -> None:
     def script(peer: Peer) -> None:
-        peer.ask()
-        peer.send(peer.ask().text("second"))
+        while (ask := peer.ask()).body != b"\x02":
+            pass
+        peer.send(ask.text("second"))
         peer.wait_end()
 
     with BadServer(script) as server:
-        async with AsyncClient(server.url) as client:
+        async with AsyncClient(server.url, timeout=PATIENCE) as client:
+            await client.connect()
             with pytest.raises((asyncio.TimeoutError, TimeoutError)) as caught:
                 await asyncio.wait_for(client.read(1), 0.02)
             assert not isinstance(caught.value, CallTimeoutError)

@@ -235,7 +235,7 @@ async def test_a_server_that_does_not_read_stops_new_calls(kind: str) -> None:
     release = threading.Event()
 
     def script(peer: Peer) -> None:
-        assert release.wait(10)
+        assert release.wait(PATIENCE)
         for _ in range(2):
             peer.send(peer.ask().reply(b"\x01"))
         peer.wait_end()

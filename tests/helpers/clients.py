@@ -47,7 +47,9 @@ class Threaded:
 
 @contextlib.asynccontextmanager
 async def calling(kind: str, url: str, **options: Any) -> AsyncIterator[AsyncClient]:
-    """Either client, as if it was the asyncio one."""
+    """Either client, as if it was the asyncio one; its time-out no busy machine comes to."""
+    if "timeout=" not in url:
+        options.setdefault("timeout", PATIENCE)
     if kind == "async":
         async with AsyncClient(url, **options) as client:
             yield client
