@@ -4,7 +4,7 @@ cdef extern from *:
     """
     _Static_assert(SLOTS == 1000 && SLOT_BYTES == 256,
                    "layout.h and schema/iproto.toml differ");
-    _Static_assert(CODES > 10 && REASONS >= 10,
+    _Static_assert(CODES > 13 && REASONS >= 10,
                    "the store has too little room for the counters");
     """
 
@@ -31,6 +31,9 @@ cdef enum:
     NUMBER_OUT_OF_RANGE = 0x1F02
     TIMEOUT = 0x4301
     RATE_LIMITED = 0x5002
+    NOT_PERMITTED = 0x0102
+    UNAVAILABLE = 0x4201
+    OUTCOME_UNKNOWN = 0x4402
 
 # Rows of the per-function counters; row FIRST_USER and later are users' own.
 cdef enum:
@@ -87,6 +90,9 @@ cdef enum:
     COLUMN_NUMBER_OUT_OF_RANGE = 7
     COLUMN_TIMEOUT = 8
     COLUMN_RATE_LIMITED = 9
+    COLUMN_NOT_PERMITTED = 10
+    COLUMN_UNAVAILABLE = 11
+    COLUMN_OUTCOME_UNKNOWN = 12
     COLUMN_OTHER = CODES - 1
 
 CODE_COLUMNS = (
@@ -100,6 +106,9 @@ CODE_COLUMNS = (
     ReturnCode.NUMBER_OUT_OF_RANGE,
     ReturnCode.TIMEOUT,
     ReturnCode.RATE_LIMITED,
+    ReturnCode.NOT_PERMITTED,
+    ReturnCode.UNAVAILABLE,
+    ReturnCode.OUTCOME_UNKNOWN,
 )
 
 
@@ -124,6 +133,12 @@ cdef int column_of(uint32_t code) noexcept nogil:
         return COLUMN_TIMEOUT
     if code == RATE_LIMITED:
         return COLUMN_RATE_LIMITED
+    if code == NOT_PERMITTED:
+        return COLUMN_NOT_PERMITTED
+    if code == UNAVAILABLE:
+        return COLUMN_UNAVAILABLE
+    if code == OUTCOME_UNKNOWN:
+        return COLUMN_OUTCOME_UNKNOWN
     return COLUMN_OTHER
 
 

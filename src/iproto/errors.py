@@ -36,13 +36,16 @@ __all__ = [
     "InternalError",
     "IprotoError",
     "LockedError",
+    "NotPermittedError",
     "OutOfRangeError",
+    "OutcomeUnknownError",
     "OverloadedError",
     "ProtocolError",
     "RateLimitedError",
     "ReadOnlyError",
     "TextError",
     "TransportError",
+    "UnavailableError",
     "UnsupportedCommandError",
 ]
 
@@ -186,6 +189,24 @@ class RateLimitedError(_CodedError):
         """Seconds until a request may pass; None if the text does not end with them."""
         found = re.search(r"; retry after (\d{1,9}(?:\.\d{1,9})?) s\Z", self.text, re.ASCII)
         return None if found is None else float(found[1])
+
+
+class NotPermittedError(_CodedError):
+    """This client, or this listener, may not call that function."""
+
+    CODE = ReturnCode.NOT_PERMITTED
+
+
+class UnavailableError(_CodedError):
+    """What stores the data has no quorum; nothing was executed, try again."""
+
+    CODE = ReturnCode.UNAVAILABLE
+
+
+class OutcomeUnknownError(_CodedError):
+    """What stores the data did not answer in time; the write may have been executed."""
+
+    CODE = ReturnCode.OUTCOME_UNKNOWN
 
 
 class TransportError(IprotoError):

@@ -100,19 +100,28 @@ class ReturnCode(enum.IntEnum):
     TIMEOUT = 0x4301
     """A user function ran out of its time."""
     RATE_LIMITED = 0x5002
-    """Over a rate; the server itself never sends it, functions may."""
+    """Over a rate; only user functions send it."""
+    NOT_PERMITTED = 0x0102
+    """This client, or this listener, may not call that function; only user functions send it."""
+    UNAVAILABLE = 0x4201
+    """What stores the data has no quorum, nothing was executed; only user functions send it."""
+    OUTCOME_UNKNOWN = 0x4402
+    """What stores the data did not answer in time, the write may have been executed; only user
+    functions send it."""
     # end of return codes
 
 
 # generated: refusals
 REFUSALS = frozenset(
     {
+        ReturnCode.NOT_PERMITTED,
         ReturnCode.ILLEGAL_PARAMS,
         ReturnCode.READ_ONLY,
         ReturnCode.LOCKED,
         ReturnCode.OVERLOADED,
         ReturnCode.UNSUPPORTED_COMMAND,
         ReturnCode.NUMBER_OUT_OF_RANGE,
+        ReturnCode.UNAVAILABLE,
         ReturnCode.RATE_LIMITED,
     }
 )
