@@ -8,6 +8,7 @@ BUILT := $(VENV)/.built
 PARTS := $(wildcard src/fastframe/*.pxi)
 HEADERS := $(wildcard src/fastframe/*.h)
 MADE_OF := pyproject.toml setup.py src/_fastframe.pyx $(PARTS) $(HEADERS) src/iproto/_version.py
+DOCS_BUILT := $(VENV)/.docs-built
 BENCH_BUILT := $(VENV)/.bench-built
 TOOLS := build/tools
 TOOLS_BUILT := $(TOOLS)/.built
@@ -149,6 +150,10 @@ bench-micro: $(BUILT) ## Micro-benchmarks; saved, or with COMPARE=1 compared wit
 bench-gate: $(BUILT) ## Instructions a frame against the committed figures; UPDATE=1, REQUIRE=1, AGAINST=DIR
 	$(BIN)/python benchmarks/gate/gate.py $(if $(UPDATE),--update) $(if $(REQUIRE),--require) $(if $(AGAINST),--against $(AGAINST))
 
+.PHONY: docs
+docs: $(DOCS_BUILT) ## Build the docs site, with the API reference, into build/site
+	$(BIN)/python -m sphinx -q -W --keep-going -E -d build/doctrees -b html docs build/site
+
 PERFORMANCE := docs/performance
 
 # Each part prints Markdown, writes JSON, and says PROBLEM of what went wrong; the others go on.
@@ -239,6 +244,10 @@ $(BUILT): $(MADE_OF)
 # What the peers and the plots need, beside the package.
 $(BENCH_BUILT): $(BUILT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	touch $@
+
+$(DOCS_BUILT): $(BUILT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
 	touch $@
 
 # What packaging needs, apart from the environment that the package itself is installed in.
