@@ -24,9 +24,10 @@ declares to Cython what the other parts use of it.
     buffer      bytes that wait, in and out
     socket      receiving and sending
     bodycheck   one pass over a body before anything is built of it
-    functions   UserFunction: how the bodies of a user function are read
+    functions   UserFunction: how bodies are read; Call and CallBudget
     server      ServerFrames: frames in, replies out
     scan        bytes to Requests, and who answers each
+    calls       calls of user functions: they wait, run and are answered
     requests    requests to bytes
     dialect     which dialect a server speaks
     pending     requests that wait for replies
@@ -35,7 +36,8 @@ declares to Cython what the other parts use of it.
 
 The way of the data, on the server: ``ServerFrames.receive`` takes what a socket
 has received, executes every built-in frame in it against ``Storage`` and sends
-all replies with one call; frames of user functions are left in ``calls``.
+all replies with one call. Calls of user functions wait in a queue; plain ones run
+in the same call, for others see ``start_calls``.
 (``feed`` does the same from bytes to bytes.)
 On the client: ``ClientFrames`` builds requests into one outgoing buffer and
 matches a received chunk's replies to the requests that wait for them.
@@ -50,11 +52,12 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.dict cimport PyDict_GetItem
-from cpython.long cimport PyLong_AsLongLongAndOverflow
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_CheckExact, PyUnicode_DecodeUTF8
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport (
     INT32_MAX,
@@ -103,6 +106,7 @@ include "fastframe/bodycheck.pxi"
 include "fastframe/functions.pxi"
 include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
+include "fastframe/calls.pxi"
 include "fastframe/requests.pxi"
 include "fastframe/dialect.pxi"
 include "fastframe/pending.pxi"

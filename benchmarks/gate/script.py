@@ -25,13 +25,16 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from iproto._fastframe import ServerFrames, Storage
+    from iproto._fastframe import Call, ServerFrames, Storage, UserFunction
 
 STEPS = (2, 10)
 
 SWITCH_READWRITE, REPLACE, READ, PING = 0x00010002, 0x00020001, 0x00020002, 0x0000FF00
 USER_FUNCTION, UNKNOWN_FUNCTION = 0x00030001, 0x00040001
 HEADER = struct.Struct("<III")
+
+# As of the extension, which is imported from SOURCE.
+FIRST_USER_ROW, HAS_CALLS = 8, 1
 
 Chunks = list[bytes]
 
@@ -131,7 +134,23 @@ def new_storage(areas: int = 1) -> Storage:
     return storage
 
 
-def new_frames(areas: int = 1) -> ServerFrames:
+def echo(text: str) -> str:
+    return text
+
+
+def echo_of(*, is_async: bool) -> dict[int, UserFunction]:
+    """The user function, as a server has it."""
+    import iproto
+    from iproto.server.calls import callee_of
+
+    app = iproto.App()
+    app.function(USER_FUNCTION)(echo)
+    function = app.functions[USER_FUNCTION]
+    function.is_async = is_async
+    return {USER_FUNCTION: callee_of(function, FIRST_USER_ROW, iproto.Config())}
+
+
+def new_frames(areas: int = 1, *, is_async: bool = False) -> ServerFrames:
     from iproto._fastframe import ServerFrames
 
     return ServerFrames(
@@ -139,7 +158,7 @@ def new_frames(areas: int = 1) -> ServerFrames:
         mailru=False,
         max_body=1 << 20,
         max_calls=1000,
-        functions={USER_FUNCTION: 8},
+        functions=echo_of(is_async=is_async),
     )
 
 
@@ -173,8 +192,7 @@ def through_feed(what: Chunks) -> Callable[[], None]:
 
 
 def through_calls(what: Chunks) -> Callable[[], None]:
-    from iproto._fastframe import HAS_CALLS
-
+    """Plain functions: run and answered within ``receive``."""
     frames = new_frames()
     ours, theirs = socket.socketpair()
     fd = ours.fileno()
@@ -182,9 +200,32 @@ def through_calls(what: Chunks) -> Callable[[], None]:
     def step(_ours: socket.socket = ours) -> None:
         for chunk in what:
             theirs.sendall(chunk)
+            status = frames.receive(fd)
+            while status:
+                assert status == HAS_CALLS
+                frames.start_calls(None)  # type: ignore[arg-type]
+                frames.flush(fd)
+                status = frames.status
+            assert theirs.recv(1 << 16)
+
+    return step
+
+
+def through_tasks(what: Chunks) -> Callable[[], None]:
+    """Functions that run as tasks; who runs them is not counted."""
+    frames = new_frames(is_async=True)
+    started: list[tuple[Call, tuple[str]]] = []
+    ours, theirs = socket.socketpair()
+    fd = ours.fileno()
+
+    def step(_ours: socket.socket = ours) -> None:
+        for chunk in what:
+            theirs.sendall(chunk)
             assert frames.receive(fd) == HAS_CALLS
-            for func_id, request_id, body, arrived in frames.take_calls():
-                frames.reply(func_id, request_id, 0, body, arrived)
+            frames.start_calls(lambda *call: started.append(call))
+            for call, arguments in started:
+                frames.answer(call, *arguments)
+            started.clear()
             frames.flush(fd)
             assert frames.status == 0
             assert theirs.recv(1 << 16)
@@ -251,7 +292,9 @@ SCENARIOS = {
     "feed: read, depth 1": scenario(through_feed, read, 1, 96),
     "feed: read, depth 16": scenario(through_feed, read, 16, 6),
     "feed: read, depth 16, halved": Scenario(96, lambda: through_feed(halved(chunks(read, 16, 6)))),
-    "users' calls, depth 16": scenario(through_calls, call, 16, 6),
+    "plain def, depth 1": scenario(through_calls, call, 1, 96),
+    "plain def, depth 16": scenario(through_calls, call, 16, 6),
+    "async def, depth 16": scenario(through_tasks, call, 16, 6),
     "client: read": Scenario(96, lambda: client_reads(96, 1)),
     "client: read_many of 1000": Scenario(1000, lambda: client_reads(1000, 1000)),
 }

@@ -25,9 +25,9 @@ from benchmarks.gate.script import (
     read,
     write,
 )
-from iproto._fastframe import HAS_CALLS
+from iproto._fastframe import FIRST_USER_ROW
 from iproto.metrics.collectors import StorageCollector
-from iproto.server.calls import CallBudget, Calls, bodies_of
+from iproto.server.calls import callee_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,41 +128,28 @@ def test_body(benchmark: BenchmarkFixture, frames: ServerFrames, name: str) -> N
     measured(benchmark, BATCH, lambda: frames.feed(chunk))
 
 
-@pytest.mark.benchmark(group="users' calls, 16 to a chunk")
-def test_frames_and_replies(benchmark: BenchmarkFixture, frames: ServerFrames) -> None:
-    """The extension's part alone."""
-    (chunk,) = chunks(call, BATCH, 1)
-
-    def work() -> bytes:
-        frames.feed(chunk)
-        assert frames.status == HAS_CALLS
-        for func_id, request_id, body, arrived in frames.take_calls():
-            frames.reply(func_id, request_id, 0, body, arrived)
-        return frames.take()
-
-    measured(benchmark, BATCH, work)
-
-
-@pytest.mark.benchmark(group="users' calls, 16 to a chunk")
-def test_plain_function(benchmark: BenchmarkFixture, frames: ServerFrames) -> None:
-    """With its arguments checked, the function run, its result packed."""
+@pytest.mark.benchmark(group="calls of user functions, 16 to a chunk")
+@pytest.mark.parametrize("kind", ["typed", "untyped"])
+def test_plain_function(benchmark: BenchmarkFixture, storage: Storage, kind: str) -> None:
+    """With its arguments read, the function run, its result written."""
     app = iproto.App()
 
-    @app.function(USER_FUNCTION)
-    def echo(text: str) -> str:
+    def typed(text: str) -> str:
         return text
 
-    functions = {
-        func_id: (function, bodies_of(function, iproto.Config()))
-        for func_id, function in app.functions.items()
-    }
-    calls = Calls(functions, CallBudget(BATCH), frames.reply)
+    def untyped(text):  # type: ignore[no-untyped-def]
+        return text
+
+    app.function(USER_FUNCTION)(typed if kind == "typed" else untyped)
+    callee = callee_of(app.functions[USER_FUNCTION], FIRST_USER_ROW, iproto.Config())
+    frames = iproto._fastframe.ServerFrames(
+        storage, mailru=False, max_body=4096, max_calls=64, functions={USER_FUNCTION: callee}
+    )
     (chunk,) = chunks(call, BATCH, 1)
 
     def work() -> bytes:
         frames.feed(chunk)
-        for waiting in frames.take_calls():
-            calls.start(*waiting)
+        frames.start_calls(None)  # type: ignore[arg-type]
         return frames.take()
 
     assert work()[12:16] == bytes(4)

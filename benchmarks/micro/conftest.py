@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from benchmarks.gate.script import USER_FUNCTION, content_of
+from benchmarks.gate.script import content_of
 from iproto import Storage
-from iproto._fastframe import FIRST_USER_ROW, ServerFrames
+from iproto._fastframe import ServerFrames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def frames(storage: Storage) -> ServerFrames:
         mailru=False,
         max_body=1 << 20,
         max_calls=1000,
-        functions={USER_FUNCTION: FIRST_USER_ROW},
+        functions={},
     )
 
 

@@ -36,3 +36,18 @@ cdef enum:
     MAX_NUMBER_KEYS = 1000
     # Arguments of a function: those of a call in one MsgPack array with a 16-bit head.
     MOST_ARGUMENTS = 255
+    # Longest body of a reply, in bytes: with its return_code it fits into a uint32.
+    MAX_REPLY_BODY = 0xFFFFFFFB
+    # Bytes that a call in a connection's queue counts beside its body: its objects.
+    CALL_OVERHEAD = 256
+    # Of ServerFrames, where its caller names none: bytes of calls that wait, and of
+    # replies. Config has the server's.
+    DEFAULT_QUEUE = 256 * 1024
+    DEFAULT_UNSENT = 64 * 1024 * 1024
+    # Calls of one connection that start in one turn of the loop, and nanoseconds after
+    # which no further one does: then other connections have their turn.
+    CALLS_A_TURN = 64
+    CALLS_NS = 1_000_000
+    # Calls that have left a queue's list before it is shortened: then that costs less
+    # than a call.
+    QUEUE_SLACK = 256

@@ -150,14 +150,16 @@ IS_FULL = 8
 HAS_UNSENT = 16
 HAS_ENDED = 32
 IS_BROKEN = 64
+HAS_OVERFLOWED = 128
 cdef enum:
-    CALLS = 1  # users' frames wait in take_calls()
+    CALLS = 1  # calls wait that start_calls() may start
     MORE = 2  # frames wait for resume()
     CLOSING = 4  # no further frame is looked at
-    FULL = 8  # with HAS_MORE: max_calls run; go on when one is answered
+    FULL = 8  # with HAS_MORE: the queue of calls is full; go on when one has started
     UNSENT = 16  # the socket takes no more; flush() when it is writable
     ENDED = 32  # the peer has ended its side of the stream
     BROKEN = 64  # the socket failed: reset, most likely
+    OVERFULL = 128  # a reply was dropped, for max_unsent bytes wait to be sent
 
 # What ClientFrames makes of a reply.
 AS_RESPONSE = 0

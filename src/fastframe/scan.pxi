@@ -90,7 +90,7 @@ cdef void fail(ServerFrames self, const Request* request, int row, uint32_t code
 
 cdef bint answer_other(ServerFrames self, const Request* request) except -1:
     """PING, SHUTDOWN, users' functions and unknown ones; False: stop here."""
-    cdef PyObject* row
+    cdef PyObject* function
     cdef char[ERROR_TEXT] text
     if request.func_id == PING:
         if request.length:
@@ -110,23 +110,12 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
         self.storage.handle.me.bytes_out += HEADER_BYTES
         begin_close(self, CloseReason.SHUTDOWN)
         return False
-    row = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
-    if row == NULL:
+    function = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
+    if function == NULL:
         snprintf(text, ERROR_TEXT, b"no function 0x%08x here", request.func_id)
         fail(self, request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, text)
         return True
-    if self.running >= self.max_calls:
-        self.status |= MORE | FULL
-        return False
-    self.calls.append((
-        request.func_id,
-        request.request_id,
-        PyBytes_FromStringAndSize(<const char*>request.body, request.length),
-        self.arrived,
-    ))
-    self.running += 1
-    self.status |= CALLS
-    return True
+    return queue_call(self, <UserFunction?>function, request)
 
 
 cdef void begin_close(ServerFrames self, reason) noexcept:
@@ -147,10 +136,10 @@ cdef int refuse_body(ServerFrames self, const Request* request) except -1:
 
 cdef int row_of(dict functions, uint32_t func_id) except -1:
     """Counter row of any function."""
-    cdef PyObject* row
+    cdef PyObject* function
     if row_of_storage(func_id) >= 0:
         return row_of_storage(func_id)
     if func_id == PING or func_id == SHUTDOWN:
         return ROW_PING + (func_id - PING)
-    row = PyDict_GetItem(functions, func_id)
-    return <object>row if row != NULL else ROW_UNKNOWN
+    function = PyDict_GetItem(functions, func_id)
+    return (<UserFunction?>function).row if function != NULL else ROW_UNKNOWN

@@ -8,9 +8,14 @@ cdef class ServerFrames:
         storage: what the built-in functions work on.
         mailru: whether body_length of a response counts its return_code.
         max_body: longest body taken, in bytes.
-        max_calls: users' calls that may run at once; at the limit no further
-            frame is looked at until one is answered.
-        functions: func_id of each of the users' functions → its counter row.
+        max_calls: calls of user functions that may run at once; further ones wait.
+        functions: func_id → user function; shared with other connections.
+        budget: of the server's calls; a private one without limit if None.
+        max_queue: bytes of the calls that wait, each with its body and 256 more; at
+            the limit no further frame is looked at until one has started.
+        queue_timeout: seconds that a call may wait; then it is answered OVERLOADED.
+        max_unsent: bytes of replies that may wait to be sent; a reply of a user
+            function over it is dropped (``HAS_OVERFLOWED``), unless it is the only one.
 
     Not for use by two threads at once.
     """
@@ -31,10 +36,19 @@ cdef class ServerFrames:
     cdef Buffer output
     # What the caller has to look after: the bits above.
     cdef readonly int status
-    # Users' frames to run, as (func_id, request_id, body, arrived): take_calls().
-    cdef list calls
-    # Users' calls not answered yet, those in `calls` included.
+    # Calls of user functions. Those that wait are in `queue` from `queue_at` on; how many
+    # run, and how many of both are not answered yet.
+    cdef CallBudget budget
+    cdef list queue
+    cdef Py_ssize_t queue_at
+    cdef size_t queued  # bytes
+    cdef size_t max_queue
+    cdef uint64_t queue_ns
+    cdef size_t max_unsent
     cdef readonly uint32_t running
+    cdef readonly uint32_t unanswered
+    cdef bint calling  # start_calls is at work
+    cdef bint discarded  # see discard()
     # Set with IS_CLOSING: why, and the last bytes to send.
     cdef readonly object close_reason
     cdef bytes final_bytes
@@ -50,23 +64,19 @@ cdef class ServerFrames:
     cdef bint busy
 
     def __cinit__(self, Storage storage not None, *, bint mailru, uint32_t max_body,
-                  uint32_t max_calls, dict functions not None):
-        cdef int64_t func_id, row
-        cdef dict rows = {}  # not the caller's, who may put anything into it later
-        for key, value in functions.items():
-            func_id = as_int64(key)
-            row = as_int64(value)
-            if not 0 <= func_id <= 0xFFFFFFFF:
-                raise ValueError(f"func_id {key} is outside 0..{0xFFFFFFFF:#x}")
-            if not FIRST_USER <= row < FUNCTIONS:
-                raise ValueError(f"counter row {value} is outside {FIRST_USER}..{FUNCTIONS - 1}")
-            rows[func_id] = row
+                  uint32_t max_calls, dict functions not None, CallBudget budget=None,
+                  size_t max_queue=DEFAULT_QUEUE, double queue_timeout=10.0,
+                  size_t max_unsent=DEFAULT_UNSENT):
         self.storage = storage
         self.mailru = mailru
         self.max_body = max_body
         self.max_calls = max_calls
-        self.functions = rows
-        self.calls = []
+        self.functions = functions
+        self.budget = CallBudget(0xFFFFFFFF) if budget is None else budget
+        self.queue = []
+        self.max_queue = max_queue
+        self.queue_ns = <uint64_t>(queue_timeout * 1e9)
+        self.max_unsent = max_unsent
         self.final_bytes = b""
         self.traffic_ns = clock_ns()
 
@@ -109,7 +119,16 @@ cdef class ServerFrames:
         finally:
             self.busy = False
             release_scratch(&storage.scratch, scratch)
+        if self.status & CALLS:
+            self._run_plain(fd)
         return self.status
+
+    cdef int _run_plain(self, int fd) except -1:
+        """Runs the calls of plain functions that come next, and sends their replies."""
+        run_calls(self, None)
+        if self.output.end and not self.status & UNSENT:
+            self.flush(fd)
+        return 0
 
     def resume(self, int fd):
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
@@ -126,7 +145,7 @@ cdef class ServerFrames:
 
     def flush(self, int fd):
         """Sends what waits to be sent; clears ``HAS_UNSENT`` when all is gone."""
-        if send_kept(fd, &self.output, &self.status):
+        if self.output.end and send_kept(fd, &self.output, &self.status):
             self.traffic_ns = clock_ns()
 
     def feed(self, bytes data not None):
@@ -205,52 +224,56 @@ cdef class ServerFrames:
             used[0] = size
         return built
 
-    def take_calls(self):
-        """The users' frames to run, as ``(func_id, request_id, body, arrived)``.
+    def start_calls(self, start):
+        """Starts calls that wait, in their order, as many as a turn of the loop may have.
 
-        ``arrived`` goes back into ``reply``. Clears ``HAS_CALLS``.
-        """
-        calls = self.calls
-        self.calls = []
-        self.status &= ~CALLS
-        return calls
-
-    def reply(self, uint32_t func_id, uint32_t request_id, uint32_t code, bytes body not None,
-              uint64_t arrived):
-        """Answers a user's call: puts the reply where ``flush`` takes it.
+        A plain function runs at once. Clears ``HAS_CALLS`` if no more may start now.
 
         Args:
-            func_id, request_id, arrived: as ``take_calls`` gave them.
-            code: the return code.
-            body: one MsgPack object.
-
-        Raises:
-            RuntimeError: there is no call left to answer.
+            start: takes the ``Call`` of any other function and its arguments; the
+                call runs until ``answer`` or ``fail``.
         """
-        if self.running == 0:
-            raise RuntimeError("a reply too many: no call is running")
-        cdef size_t size = PyBytes_GET_SIZE(body)
-        cdef worker_t* me = self.storage.handle.me
-        cdef int row = row_of(self.functions, func_id)
-        cdef int column = column_of(code)
-        # An answer is traffic, though it is sent only at the end of the turn: the
-        # idle time-out must not come between the two.
-        self.traffic_ns = clock_ns()
-        cdef uint64_t elapsed = self.traffic_ns - arrived
-        cdef uint8_t* out
-        if size > 0xFFFFFFFB:
-            raise ValueError(f"a body of {size} bytes does not fit into a frame")
-        reserve(&self.output, HEADER_BYTES + 4 + size)
-        out = put_response(self.output.data + self.output.end, func_id, request_id, code,
-                           <uint32_t>size, self.mailru)
-        memcpy(out, PyBytes_AS_STRING(body), size)
-        self.output.end += HEADER_BYTES + 4 + size
-        self.running -= 1
-        self.status &= ~FULL
-        me.requests[row][column] += 1
-        me.buckets[row][service_bucket(elapsed)] += 1
-        me.nanoseconds[row] += elapsed
-        me.bytes_out += HEADER_BYTES + 4 + size
+        run_calls(self, start)
+
+    def answer(self, Call call not None, value):
+        """Answers a call that runs: puts the reply where ``flush`` takes it.
+
+        A value that the function cannot pack is a failure of the call. A call that was
+        answered before stays as it was.
+
+        Returns:
+            Whether much waits to be sent, so that it should not wait for the turn's end.
+        """
+        if end_call(self, call) and not self.discarded:
+            try:
+                put_value(self, call, value)
+            except BaseException as error:
+                fail_call(self, call, error)
+        return self.output.end - self.output.start >= OUTPUT_LIMIT
+
+    def fail(self, Call call not None, error):
+        """As ``answer``, with what the function makes of an exception."""
+        if call.budget is not None:
+            fail_call(self, call, error)
+        return self.output.end - self.output.start >= OUTPUT_LIMIT
+
+    def expire_calls(self):
+        """Answers OVERLOADED to the calls that have waited for ``queue_timeout``.
+
+        Returns:
+            Seconds until the next one will have; 0.0 if none waits.
+        """
+        return expire_calls(self)
+
+    def discard(self):
+        """The connection is gone: drops all that waits, in and out. No call starts any more."""
+        self.discarded = True
+        self.queue.clear()
+        self.queue_at = 0
+        self.status = (self.status | CLOSING) & ~(MORE | FULL | CALLS | UNSENT)
+        if not self.busy:
+            consume(&self.input, self.input.end - self.input.start)
+        consume(&self.output, self.output.end - self.output.start)
 
     def drain(self, uint64_t unread):
         """Closes once so many more bytes have been received and executed."""

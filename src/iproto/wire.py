@@ -164,7 +164,8 @@ class CloseReason(enum.IntEnum):
     INCOMPLETE_FRAME = 3
     """A frame was begun and not completed within the idle time-out."""
     SLOW_READER = 4
-    """Replies waited, and the client took none of them for the idle time-out."""
+    """Replies waited, and the client took none of them for the idle time-out, or more than
+    ``--max-unsent`` waited."""
     BODY_TOO_LARGE = 5
     """A length was over the limit, or what came was not iproto."""
     SHUTDOWN = 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import struct
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from iproto import _fastframe as ff
 from iproto.wire import CloseReason, FuncID, ReturnCode, State
+from tests.helpers.callees import answer, bodies, callee, callees, take_calls
 from tests.helpers.make_vectors import (
     BAD_READS,
     BAD_REPLACES,
@@ -59,6 +61,7 @@ def server(
     max_body: int = MAX_BODY,
     max_calls: int = 1 << 20,
     functions: dict[int, int] | None = None,
+    **options: Any,
 ) -> ff.ServerFrames:
     """The server's side of a connection."""
     return ff.ServerFrames(
@@ -66,7 +69,8 @@ def server(
         mailru=mailru,
         max_body=max_body,
         max_calls=max_calls,
-        functions={} if functions is None else functions,
+        functions=callees({} if functions is None else functions),
+        **options,
     )
 
 
@@ -230,7 +234,8 @@ seldom = [
 ]
 builtin_frames = st.sampled_from([*often, *seldom]).flatmap(frames_of)
 unknown_frames = st.builds(Frame, uint32s, other_bodies, uint32s)
-user_frames = st.builds(Frame, st.sampled_from(list(USERS)), st.binary(max_size=80), uint32s)
+user_bodies = st.binary(max_size=80).map(packed_str)
+user_frames = st.builds(Frame, st.sampled_from(list(USERS)), user_bodies, uint32s)
 shutdown_frames = frames_of(FuncID.SHUTDOWN)
 oversize_frames = st.builds(Frame, uint32s, st.just(b"o" * (MAX_BODY + 1)), uint32s)
 
@@ -366,7 +371,7 @@ def test_any_split_gives_the_same_replies_and_calls(
     assert feed_all(pieces, split(data, cuts)) == feed_all(whole, [data])
     assert pieces.status == whole.status
     assert pieces.close_reason == whole.close_reason
-    assert [call[:3] for call in pieces.take_calls()] == [call[:3] for call in whole.take_calls()]
+    assert bodies(take_calls(pieces)) == bodies(take_calls(whole))
 
 
 @dialects
@@ -387,7 +392,7 @@ def test_a_stream_cut_at_every_byte_gives_the_same_replies(mailru: bool) -> None
     for cut in range(len(data) + 1):
         frames = server(mailru=mailru, functions=USERS)
         assert feed_all(frames, [data[:cut], data[cut:]]) == expected
-        assert [call[:3] for call in frames.take_calls()] == [(0x00030001, 3, b"user")]
+        assert bodies(take_calls(frames)) == [(0x00030001, 3, b"user")]
     frames = server(mailru=mailru, functions=USERS)
     assert feed_all(frames, [data[i : i + 1] for i in range(len(data))]) == expected
 
@@ -471,7 +476,7 @@ def test_the_widest_error_texts_fit_behind_the_output_bound(mailru: bool) -> Non
     sent=st.lists(st.one_of(user_frames, user_frames, builtin_frames), max_size=20),
 )
 @codec
-def test_users_frames_come_out_in_order_and_stop_at_the_limit(
+def test_calls_start_in_order_up_to_the_limit_and_nothing_waits_behind_them(
     sent: list[Frame], mailru: bool
 ) -> None:
     limit = 3
@@ -480,35 +485,83 @@ def test_users_frames_come_out_in_order_and_stop_at_the_limit(
     expected = oracle.feed(wire(sent))
     got = frames.feed(wire(sent)) or b""
     users = [frame for frame in sent if frame.func_id in USERS]
+    assert parse_responses(got, mailru=mailru) == expected
     assert bool(frames.status & ff.HAS_CALLS) == bool(users)
-    assert bool(frames.status & ff.HAS_MORE) == (len(users) > limit)
-    assert bool(frames.status & ff.IS_FULL) == (len(users) > limit)
-    running = frames.take_calls()
+    assert not frames.status & (ff.HAS_MORE | ff.IS_FULL)
+    running = take_calls(frames)
     assert len(running) == frames.running == min(limit, len(users))
+    assert frames.unanswered == len(users)
     assert not frames.status & ff.HAS_CALLS
-    assert frames.take_calls() == []
     seen = []
     while running:
-        func_id, request_id, body, arrived = running.pop(0)
-        seen.append((func_id, request_id, body))
-        frames.reply(func_id, request_id, 0, packed_str(body), arrived)
-        assert parse_responses(frames.take(), mailru=mailru) == [
-            Reply(func_id, request_id, 0, body)
-        ]
-        assert frames.running == len(running)
-        assert not frames.status & ff.IS_FULL
-        got += frames.feed(b"") or b""
-        running += frames.take_calls()
-        assert frames.running == len(running) <= limit
+        taken = running.pop(0)
+        seen.append(taken[:3])
+        answer(frames, taken, 0, taken.body)
+        (reply,) = parse_responses(frames.take(), mailru=mailru)
+        assert (reply.func_id, reply.request_id, reply.return_code) == (*taken[:2], 0)
+        running += take_calls(frames)
+        assert frames.running == len(running) == min(limit, len(users) - len(seen))
+        assert frames.unanswered == len(users) - len(seen)
     assert seen == [(f.func_id, f.request_id, f.body) for f in users] == oracle.calls
-    assert parse_responses(got, mailru=mailru) == expected
     assert frames.status == 0
+
+
+def test_a_full_queue_of_calls_stops_the_stream_until_one_has_started() -> None:
+    frames = server(max_calls=1, max_queue=1024, functions=USERS)
+    calls = b"".join(request(0x00030001, b"", number) for number in range(8))
+    write = request(FuncID.STORAGE_REPLACE, b"\x00\xa3abc", 2)
+    assert frames.feed(calls + write) is None
+    assert frames.status == ff.HAS_CALLS | ff.HAS_MORE | ff.IS_FULL
+    assert frames.unanswered == 4  # of 256 bytes each
+    (first,) = take_calls(frames)
+    assert frames.status == ff.HAS_MORE
+    assert frames.feed(b"") is None
+    assert frames.status == ff.HAS_MORE | ff.IS_FULL
+    assert frames.storage.read(0) == b""
+    seen = []
+    running = [first]
+    while running:
+        (taken,) = running
+        seen.append(taken.request_id)
+        answer(frames, taken)
+        running = take_calls(frames)
+        frames.feed(b"")
+    assert seen == [*range(8)]
+    assert frames.storage.read(0) == b"abc"
+    assert frames.status == 0
+
+
+def test_a_call_that_waits_too_long_is_answered_overloaded_and_never_started() -> None:
+    frames = server(max_calls=1, queue_timeout=0.001, functions=USERS)
+    frames.feed(request(0x00030001, b"", 1) + request(0x00030001, b"", 2))
+    (first,) = take_calls(frames)
+    while frames.expire_calls():
+        pass
+    (reply,) = parse_responses(frames.take(), mailru=False)
+    assert (reply.request_id, reply.return_code) == (2, ReturnCode.OVERLOADED)
+    answer(frames, first)
+    assert take_calls(frames) == []
+    assert frames.unanswered == 0
+
+
+def test_a_reply_over_the_bound_of_what_is_unsent_is_dropped() -> None:
+    frames = server(max_unsent=2048, functions=USERS)
+    frames.feed(b"".join(request(0x00030001, b"", number) for number in range(3)))
+    first, second, third = take_calls(frames)
+    answer(frames, first, 0, bytes(5000))  # alone it may be as long as it is
+    assert not frames.status & ff.HAS_OVERFLOWED
+    answer(frames, second, 0, bytes(100))
+    assert frames.status & ff.HAS_OVERFLOWED
+    frames.discard()
+    answer(frames, third)
+    assert frames.take() == b""
+    assert frames.running == 0
 
 
 @pytest.mark.parametrize("row", [-1, ff.FIRST_USER_ROW - 1, ff.ROW_COUNT])
 def test_a_counter_row_that_is_not_the_users_is_refused(row: int) -> None:
     with pytest.raises(ValueError, match="outside"):
-        server(functions={0x00030001: row})
+        callee(0x00030001, row)
 
 
 class Liar(int):
@@ -523,45 +576,33 @@ class Liar(int):
 @pytest.mark.parametrize("row", [Liar(10**7), 2**70, -(2**70)])
 def test_a_counter_row_is_looked_at_as_a_number(row: int) -> None:
     with pytest.raises(ValueError, match="outside"):
-        server(functions={0x00030001: row})
+        callee(0x00030001, row)
 
 
 @pytest.mark.parametrize("func_id", [-1, 2**32, 2**70])
 def test_a_func_id_that_no_frame_can_have_is_refused(func_id: int) -> None:
     with pytest.raises(ValueError, match="outside"):
-        server(functions={func_id: ff.FIRST_USER_ROW})
+        callee(func_id)
 
 
-@pytest.mark.parametrize("functions", [{1.5: 8}, {1: 8.5}, {"1": 8}, {1: None}])
-def test_what_is_no_int_is_refused_in_functions(functions: Any) -> None:
+@pytest.mark.parametrize(("func_id", "row"), [(1.5, 8), (1, 8.5), ("1", 8), (1, None)])
+def test_what_is_no_int_is_refused_in_functions(func_id: Any, row: Any) -> None:
     with pytest.raises(TypeError):
-        server(functions=functions)
+        callee(func_id, row)
 
 
-def test_functions_that_change_later_change_nothing() -> None:
-    functions = dict(USERS)
-    storage = ff.Storage()
-    frames = server(storage=storage, functions=functions)
-    frames.feed(request(0x00030001, b"", 1))
-    [(func_id, request_id, _, arrived)] = frames.take_calls()
-    functions[0x00030001] = 10**7
-    functions[0x00030009] = ff.FIRST_USER_ROW
-    frames.reply(func_id, request_id, 0, b"\xc0", arrived)
-    assert sum(storage.counters()["requests"][ff.FIRST_USER_ROW]) == 1
-    [reply] = parse_responses(frames.feed(request(0x00030009, b"", 2)) or b"", mailru=False)
-    assert reply.return_code == ReturnCode.UNSUPPORTED_COMMAND
-
-
-def test_a_reply_too_many_is_refused_and_changes_nothing() -> None:
+def test_a_second_answer_changes_nothing() -> None:
     storage = ff.Storage()
     frames = server(storage=storage, max_calls=1, functions=USERS)
-    with pytest.raises(RuntimeError, match="too many"):
-        frames.reply(0x00030001, 1, 0, b"\xc0", 0)
-    assert frames.running == 0
-    assert frames.take() == b""
-    assert sum(storage.counters()["requests"][ff.FIRST_USER_ROW]) == 0
     frames.feed(request(0x00030001, b"", 1))
-    assert frames.status == ff.HAS_CALLS
+    (taken,) = take_calls(frames)
+    answer(frames, taken)
+    assert frames.take() != b""
+    answer(frames, taken)
+    answer(frames, taken, ReturnCode.INTERNAL)
+    assert frames.take() == b""
+    assert frames.running == frames.unanswered == 0
+    assert sum(storage.counters()["requests"][ff.FIRST_USER_ROW]) == 1
 
 
 @pytest.mark.parametrize(
@@ -612,29 +653,12 @@ def test_a_call_that_failed_does_not_forbid_the_next() -> None:
     frames.close(CloseReason.IDLE)
 
 
-def test_nothing_behind_a_call_over_the_limit_is_executed_before_it() -> None:
-    frames = server(max_calls=1, functions=USERS)
-    call = request(0x00030001, b"", 1)
-    write = request(FuncID.STORAGE_REPLACE, b"\x00\xa3abc", 2)
-    assert frames.feed(call + call + write) is None
-    assert frames.storage.read(0) == b""
-    assert frames.feed(write) is None
-    assert frames.feed(b"") is None
-    assert frames.storage.read(0) == b""
-    [(func_id, request_id, _, arrived)] = frames.take_calls()
-    frames.reply(func_id, request_id, 0, b"\xc0", arrived)
-    replies = parse_responses(frames.feed(b"") or b"", mailru=False)
-    assert replies == [Reply(FuncID.STORAGE_REPLACE, 2, 0)] * 2
-    assert frames.storage.read(0) == b"abc"
-    assert len(frames.take_calls()) == 1
-
-
 @dialects
 def test_a_body_of_the_limit_is_taken_and_one_byte_more_closes(mailru: bool) -> None:
     frames = server(mailru=mailru, functions=USERS)
-    body = b"z" * MAX_BODY
+    body = b"\xc6" + struct.pack(">I", MAX_BODY - 5) + b"z" * (MAX_BODY - 5)
     assert frames.feed(request(0x00030001, body, 1)) is None
-    assert [call[2] for call in frames.take_calls()] == [body]
+    assert [taken.body for taken in take_calls(frames)] == [body]
     header = HEADER.pack(FuncID.STORAGE_READ, MAX_BODY + 1, 2)
     replies = parse_responses(frames.feed(header) or b"", mailru=mailru)
     assert replies == [Reply(FuncID.STORAGE_READ, 2, ReturnCode.ILLEGAL_PARAMS)]
@@ -680,16 +704,16 @@ def test_after_shutdown_nothing_is_executed_or_answered() -> None:
     assert frames.close_reason == CloseReason.SHUTDOWN
     assert frames.feed(write + request(0x00030001, b"", 3)) is None
     assert frames.feed(b"") is None
-    assert frames.take_calls() == []
+    assert take_calls(frames) == []
     assert frames.storage.read(0) == b""
 
 
 def test_calls_that_run_at_a_shutdown_can_still_be_answered() -> None:
     frames = server(functions=USERS)
     frames.feed(request(0x00030001, b"x", 1) + request(FuncID.SHUTDOWN, b"", 2))
-    [(func_id, request_id, _, arrived)] = frames.take_calls()
+    (taken,) = take_calls(frames)
     assert frames.running == 1
-    frames.reply(func_id, request_id, 0, b"\xc0", arrived)
+    answer(frames, taken)
     assert parse_responses(frames.take(), mailru=False) == [Reply(0x00030001, 1, 0)]
     assert frames.running == 0
 
@@ -759,8 +783,8 @@ def test_replies_of_users_functions_are_counted_by_row_and_code(mailru: bool) ->
     sizes = 0
     for code in codes:
         frames.feed(request(0xDEADBEEF, b"", 1))
-        [(func_id, request_id, _, arrived)] = frames.take_calls()
-        frames.reply(func_id, request_id, code, b"\xa4text", arrived)
+        (taken,) = take_calls(frames)
+        answer(frames, taken, code, b"\xa4text")
         sizes += len(frames.take())
     other = len(ff.CODE_COLUMNS)
     row = USERS[0xDEADBEEF]
@@ -775,11 +799,13 @@ def test_replies_of_users_functions_are_counted_by_row_and_code(mailru: bool) ->
 def test_a_users_call_is_timed_from_its_arrival() -> None:
     frames = server(functions=USERS)
     frames.feed(request(0x00030001, b"", 1))
-    [(func_id, request_id, _, arrived)] = frames.take_calls()
-    frames.reply(func_id, request_id, 0, b"\xc0", arrived - 5_000_000_000)
+    (taken,) = take_calls(frames)
+    time.sleep(0.011)
+    answer(frames, taken)
     buckets = frames.storage.counters()["buckets"][USERS[0x00030001]]
-    slowest = next(i for i, bound in enumerate(ff.BUCKET_BOUNDS) if bound >= 10.0)
-    assert buckets[slowest] == sum(buckets) == 1
+    ten_ms = ff.BUCKET_BOUNDS.index(0.01)
+    assert sum(buckets[: ten_ms + 1]) == 0
+    assert sum(buckets) == 1
 
 
 # --- Partial frames and clocks --------------------------------------------------------------------

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import iproto
 from iproto import ConfigError, IllegalParamsError, ReturnCode
-from iproto._fastframe import UserFunction
+from tests.helpers.callees import callee
 from tests.helpers.harness import serving
 
 if TYPE_CHECKING:
@@ -214,10 +214,7 @@ BROKEN = st.builds(
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BODIES | BROKEN | st.binary(max_size=30))
 def test_the_check_and_msgpack_agree_on_every_body(body: bytes) -> None:
-    decoders = (lambda array: (array,),) * 100
-    bodies = UserFunction(
-        "any", decoders, 0, lambda error: error, counted=0, max_objects=10_000, max_depth=500
-    )
+    bodies = callee(OWN, max_objects=10_000)
     expected = read_by_msgpack(body)
     if expected is None:
         with pytest.raises(IllegalParamsError):

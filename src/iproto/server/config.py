@@ -63,7 +63,12 @@ class Config:
         max_objects: MsgPack objects in a body of a user function, 1..2**30; a body
             over it is refused before anything is built of it.
         max_depth: arrays and maps within one another in such a body, 1..512.
-        max_calls_per_connection: 1..65536; at the limit the connection is not read.
+        max_calls_per_connection: 1..65536; at the limit further calls wait.
+        max_queue: bytes, 1024..2**30; at the limit the connection is not read.
+        queue_timeout: seconds, 0.001..86400; a call that waited longer is answered
+            OVERLOADED and not executed.
+        max_unsent: bytes, 1024..2**32; a connection with more of them is closed as
+            SLOW_READER. One reply alone may be longer.
         max_calls: 1..1000000; over it calls are answered OVERLOADED.
         drain_timeout: seconds, 0..86400.
         workers: 1..256, or ``"auto"``; None for no worker processes. Only
@@ -120,8 +125,25 @@ class Config:
     )
     max_calls_per_connection: int = _setting(
         64,
-        "calls of your own functions that run at once for one connection; then it is not read",
+        "calls of your own functions that run at once for one connection; further ones wait",
         metavar="N",
+    )
+    max_queue: int = _setting(
+        1 << 18,
+        "calls of your own functions that wait on one connection, each with its body and 256 "
+        "bytes more; at the limit it is not read",
+        metavar="BYTES",
+    )
+    queue_timeout: float = _setting(
+        10.0,
+        "answer OVERLOADED to a call that has waited for so long on its connection",
+        metavar="SECONDS",
+    )
+    max_unsent: int = _setting(
+        64 << 20,
+        "replies of your own functions that wait to be sent on one connection; it is closed "
+        "when there are more",
+        metavar="BYTES",
     )
     max_calls: int = _setting(
         10_000,
@@ -209,6 +231,9 @@ class Config:
         self._check_range("max_objects", 1, MAX_BODY_CEILING, "objects")
         self._check_range("max_depth", 1, MAX_DEPTH_CEILING, "levels")
         self._check_range("max_calls_per_connection", 1, 65_536, "calls")
+        self._check_range("max_queue", 1024, MAX_BODY_CEILING, "bytes")
+        self._check_range("queue_timeout", 0.001, MAX_SECONDS, "seconds")
+        self._check_range("max_unsent", 1024, 1 << 32, "bytes")
         self._check_range("max_calls", 1, 1_000_000, "calls")
         self._check_range("worker_timeout", 1, MAX_SECONDS, "seconds")
         if self.workers not in (None, "auto"):

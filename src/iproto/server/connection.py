@@ -19,7 +19,6 @@ destroy replies that the client has not read yet; then it is *closed*.
 from __future__ import annotations
 
 import fcntl
-import select
 import socket
 import struct
 import termios
@@ -29,6 +28,7 @@ from iproto._fastframe import (
     HAS_CALLS,
     HAS_ENDED,
     HAS_MORE,
+    HAS_OVERFLOWED,
     HAS_UNSENT,
     IS_BROKEN,
     IS_CLOSING,
@@ -39,9 +39,11 @@ from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from typing import Any
 
-    from iproto.server.calls import Calls, Reply
+    from iproto._fastframe import Call
+    from iproto.server.calls import CallTasks
+    from iproto.server.hangups import Hangups
 
 # Seconds that a finished connection waits for the client's own close. A client
 # that is there answers a close within a round trip.
@@ -66,30 +68,34 @@ class Connection:
         owner: the server; hears when the connection is closed.
         sock: accepted, non-blocking; closed by the connection.
         frames: the connection's own, fresh.
-        make_calls: makes the runner of users' calls, given where replies go;
-            None if the frames know no functions of users' own.
+        call_tasks: runs calls of user functions; None if the frames know none.
+        hangups: tells of a reset while the socket is neither read nor written.
         loop: the running loop.
     """
 
     __slots__ = (
-        "_calls",
+        "_call_tasks",
         "_closed",
         "_continuing",
         "_draining",
         "_fd",
         "_finishing",
         "_flushing",
-        "_frames",
+        "_hangups",
         "_linger_until",
         "_loop",
-        "_make_calls",
         "_owner",
+        "_queue_timer",
         "_reading",
         "_reason",
         "_sock",
+        "_starting",
         "_timer",
         "_unacknowledged",
+        "_watching_hangup",
         "_writing",
+        "frames",
+        "tasks",
     )
 
     def __init__(
@@ -97,20 +103,26 @@ class Connection:
         owner: Owner,
         sock: socket.socket,
         frames: ServerFrames,
-        make_calls: Callable[[Reply], Calls] | None,
+        call_tasks: CallTasks | None,
+        hangups: Hangups,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         # For the whole life of the connection.
         self._owner = owner
         self._sock = sock
         self._fd = sock.fileno()
-        self._frames = frames
-        self._make_calls = make_calls
-        self._calls: Calls | None = None  # made for the first call: most connections have none
+        self.frames = frames
+        self._call_tasks = call_tasks
+        self._hangups = hangups
         self._loop = loop
+        # Calls of user functions that run as tasks.
+        self.tasks: dict[Call, asyncio.Task[None]] = {}
+        self._starting = False  # start_calls() is at work
+        self._queue_timer: asyncio.TimerHandle | None = None
         # What the loop does for us.
         self._reading = False
         self._writing = False
+        self._watching_hangup = False
         self._continuing = False  # _continue() is scheduled
         self._flushing = False  # _flush_turn() is scheduled
         self._timer = loop.call_later(owner.idle_timeout, self._check)
@@ -126,11 +138,15 @@ class Connection:
     # What the loop says.
 
     def _on_readable(self) -> None:
-        if self._frames.receive(self._fd):
+        if self.frames.receive(self._fd):
             self._advance()
 
+    def _on_hangup(self) -> None:
+        """The socket was reset while nothing of it was read."""
+        self._close(CloseReason.RESET)
+
     def _on_writable(self) -> None:
-        self._frames.flush(self._fd)
+        self.frames.flush(self._fd)
         self._advance()
 
     # What the server says.
@@ -143,7 +159,7 @@ class Connection:
         """
         if not (self._draining or self._closed):
             self._draining = True
-            self._frames.drain(_unread_bytes(self._fd))
+            self.frames.drain(_unread_bytes(self._fd))
             if self._finishing:
                 self._rearm(LINGER_LOOK)
             self._advance()
@@ -158,7 +174,7 @@ class Connection:
         """Whether every reply has been taken, and only the client's own close is missing."""
         return (
             self._finishing
-            and not self._frames.status & HAS_UNSENT
+            and not self.frames.status & HAS_UNSENT
             and _unacknowledged_bytes(self._fd) == 0
         )
 
@@ -169,27 +185,32 @@ class Connection:
     # The one place that decides how to go on.
 
     def _advance(self) -> None:
-        frames = self._frames
+        frames = self.frames
         if self._closed:
             return
         if frames.status & HAS_CALLS:
             self._start_calls()
+            if self._closed:  # by a function that ran
+                return
         status = frames.status
-        if status & IS_BROKEN:
-            self._close(CloseReason.RESET)
+        if status & (IS_BROKEN | HAS_OVERFLOWED):
+            self._close(CloseReason.RESET if status & IS_BROKEN else CloseReason.SLOW_READER)
         elif status & HAS_UNSENT:
             # The client must read before anything more is done for it.
             self._watch(writing=True)
         elif self._finishing:
             self._linger()
-        elif status & HAS_MORE:
+        elif status & HAS_CALLS or (status & HAS_MORE and not status & IS_FULL):
             self._watch()
-            if not status & IS_FULL:
-                self._continue_soon()
-        elif status & (IS_CLOSING | HAS_ENDED) and frames.running == 0:
+            self._continue_soon()
+        elif status & HAS_MORE:
+            self._watch(hangup=True)  # until a call of the full queue has started
+        elif status & (IS_CLOSING | HAS_ENDED) and frames.unanswered == 0:
             self._finish()
+        elif status & (IS_CLOSING | HAS_ENDED):
+            self._watch(reading=not status & HAS_ENDED, hangup=bool(status & HAS_ENDED))
         else:
-            self._watch(reading=not status & HAS_ENDED)
+            self._watch(reading=True)
 
     def _continue_soon(self) -> None:
         """Goes on in the next turn of the loop: other connections come first."""
@@ -199,17 +220,18 @@ class Connection:
 
     def _continue(self) -> None:
         self._continuing = False
-        if not (self._closed or self._frames.status & HAS_UNSENT):
-            self._frames.resume(self._fd)
+        if not (self._closed or self.frames.status & HAS_UNSENT):
+            if self.frames.status & HAS_MORE and not self.frames.status & IS_FULL:
+                self.frames.resume(self._fd)
             self._advance()
 
     def _finish(self) -> None:
         """Everything is answered: sends the last bytes, then closes the write side."""
         self._finishing = True
         self._watch()
-        self._frames.finish()
-        self._frames.flush(self._fd)
-        self._frames.close(CloseReason.CLIENT)  # unless it knows another reason
+        self.frames.finish()
+        self.frames.flush(self._fd)
+        self.frames.close(CloseReason.CLIENT)  # unless it knows another reason
         self._linger_until = self._loop.time() + LINGER
         self._unacknowledged = _unacknowledged_bytes(self._fd)
         self._rearm(LINGER_LOOK if self._draining or self._unacknowledged else LINGER)
@@ -217,8 +239,8 @@ class Connection:
 
     def _linger(self) -> None:
         """Everything is sent; waits for the client to end its side too."""
-        if self._frames.status & HAS_ENDED:
-            self._close(self._frames.close_reason or CloseReason.CLIENT)
+        if self.frames.status & HAS_ENDED:
+            self._close(self.frames.close_reason or CloseReason.CLIENT)
         elif not self._reading:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
@@ -232,24 +254,56 @@ class Connection:
             return
         self._closed = True
         self._timer.cancel()
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+            self._queue_timer = None
         self._watch()
         self._sock.close()
-        if self._calls is not None:
-            self._calls.cancel()
+        self.frames.discard()
+        if self._call_tasks is not None:
+            self._call_tasks.cancel(self)
         self._owner.closed(self, reason)
 
-    # Users' calls.
+    # Calls of user functions.
 
     def _start_calls(self) -> None:
-        if self._calls is None:
-            assert self._make_calls is not None, "frames without functions have no calls"
-            self._calls = self._make_calls(self._reply)
-        for call in self._frames.take_calls():
-            self._calls.start(*call)
+        """Starts calls that wait; those that must wait on are looked at when they are overdue."""
+        self._starting = True
+        try:
+            self.frames.start_calls(self._start_task)
+        finally:
+            self._starting = False
+        if not self._closed:
+            self.frames.flush(self._fd)
+            self._expire_calls()
 
-    def _reply(self, func_id: int, request_id: int, code: int, body: bytes, arrived: int) -> None:
-        """Takes the answer of a user's call; those of one turn leave together."""
-        self._frames.reply(func_id, request_id, code, body, arrived)
+    def _start_task(self, call: Call, arguments: tuple[Any, ...]) -> None:
+        assert self._call_tasks is not None, "frames without functions have no calls"
+        self._call_tasks.start(self, call, arguments)
+
+    def _expire_calls(self) -> None:
+        """Answers calls that waited too long; looks again when the next one will have."""
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+            self._queue_timer = None
+        left = self.frames.expire_calls()
+        if left:
+            self._queue_timer = self._loop.call_later(left, self._on_overdue)
+
+    def _on_overdue(self) -> None:
+        self._expire_calls()
+        self.flush_soon(now=False)
+
+    def flush_soon(self, *, now: bool) -> None:
+        """An answer waits to be sent: those of one turn leave together.
+
+        Args:
+            now: whether so much waits that the turn's end is too late.
+        """
+        if self._closed or self._starting:
+            return
+        if now:
+            self.frames.flush(self._fd)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush_turn)
@@ -257,16 +311,22 @@ class Connection:
     def _flush_turn(self) -> None:
         self._flushing = False
         if not self._closed:
-            self._frames.flush(self._fd)
+            self.frames.flush(self._fd)
             self._advance()
 
     # What the loop watches.
 
-    def _watch(self, *, reading: bool = False, writing: bool = False) -> None:
+    def _watch(self, *, reading: bool = False, writing: bool = False, hangup: bool = False) -> None:
+        if hangup != self._watching_hangup:
+            self._watching_hangup = hangup
+            if hangup:
+                self._hangups.watch(self._fd, self._on_hangup)
+            else:
+                self._hangups.unwatch(self._fd)
         if reading != self._reading:
             self._reading = reading
             if reading:
-                self._frames.touch()
+                self.frames.touch()
                 self._loop.add_reader(self._fd, self._on_readable)
             else:
                 self._loop.remove_reader(self._fd)
@@ -289,18 +349,15 @@ class Connection:
 
     def _time_left(self) -> tuple[float, CloseReason]:
         """Seconds until the connection is overdue, and what it then is."""
-        frames = self._frames
+        frames = self.frames
         allowed = self._owner.idle_timeout
         left = allowed - frames.quiet_seconds()
         if frames.status & HAS_UNSENT:
             return left, CloseReason.SLOW_READER
         if self._finishing:
             return self._linger_left(), frames.close_reason or CloseReason.CLIENT
-        if frames.running:
-            # It is the client that waits; but while nothing is read of it, nothing
-            # else tells that it is gone.
-            gone = not self._reading and _is_broken(self._fd)
-            return (0.0, CloseReason.RESET) if gone else (allowed, CloseReason.IDLE)
+        if frames.unanswered:
+            return allowed, CloseReason.IDLE  # it is the client that waits
         partial = frames.partial_seconds()
         if partial and self._reading:
             return allowed - partial, CloseReason.INCOMPLETE_FRAME
@@ -340,13 +397,6 @@ def _unacknowledged_bytes(fd: int) -> int:
         return _ask_socket(fd, termios.TIOCOUTQ)
     except OSError:
         return 0
-
-
-def _is_broken(fd: int) -> bool:
-    """Whether a connection was reset, or both its sides are closed."""
-    poll = select.poll()
-    poll.register(fd, 0)  # errors and hang-ups are always told
-    return bool(poll.poll(0))
 
 
 def _ask_socket(fd: int, question: int) -> int:

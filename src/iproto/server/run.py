@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from iproto.errors import ConfigError
 from iproto.server import systemd
 from iproto.server.server import Server
+from iproto.server.stopping import StopSignals, may_be_ctrl_c
 from iproto.storage.file import Flusher, open_storage
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
                 raise ConfigError("give a storage or a storage_file, not both")
             storage = stack.enter_context(open_storage(config.storage_file)).storage
             stack.enter_context(Flusher(storage, config.storage_sync))
-        return run_in_loop(
-            new_loop(config.loop),
-            lambda: _serve_until_signal(_server_for(config, app, storage)),
-        )
+        loop = new_loop(config.loop)
+        with StopSignals(loop, config.drain_timeout) as signals:
+            return run_in_loop(
+                loop, lambda: _serve_until_signal(_server_for(config, app, storage), signals)
+            )
 
 
 def _server_for(config: Config, app: App | None, storage: Storage | None) -> Server:
@@ -66,7 +68,7 @@ def run_in_loop(
     """Runs a program in a fresh loop, to its exit code, and leaves nothing behind."""
     asyncio.set_event_loop(loop)
     try:
-        return loop.run_until_complete(main())
+        return _run_to_the_end(loop, loop.create_task(main()))
     finally:
         try:
             _cancel_all_tasks(loop)
@@ -76,23 +78,26 @@ def run_in_loop(
             loop.close()
 
 
-async def _serve_until_signal(server: Server) -> int:
-    loop = asyncio.get_running_loop()
-    first: asyncio.Future[int] = loop.create_future()
-    second: asyncio.Future[int] = loop.create_future()
+def _run_to_the_end(loop: asyncio.AbstractEventLoop, program: asyncio.Task[int]) -> int:
+    """Runs a program though tasks of users' own raise what would end the loop."""
+    while True:
+        try:
+            return loop.run_until_complete(program)
+        except (KeyboardInterrupt, SystemExit) as error:
+            if program.done() or (isinstance(error, KeyboardInterrupt) and may_be_ctrl_c()):
+                raise
+            logger.error(
+                "a task of yours raised %s, which does not end the server",
+                type(error).__name__,
+                exc_info=error,
+            )
 
-    def on_signal(number: int) -> None:
-        for future in (first, second):
-            if not future.done():
-                future.set_result(number)
-                return
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, int(number))
+async def _serve_until_signal(server: Server, signals: StopSignals) -> int:
     await server.start()
     systemd.notify("READY=1", f"STATUS=serving {', '.join(map(str, server.addresses))}")
     watchdog = asyncio.ensure_future(systemd.feed_watchdog())
-    name = signal.Signals(await first).name
+    name = signal.Signals(await signals.first).name
     systemd.notify("STOPPING=1", "STATUS=draining")
     logger.info(
         "%s: draining, at most %g s; a second signal ends at once",
@@ -100,13 +105,13 @@ async def _serve_until_signal(server: Server) -> int:
         server.config.drain_timeout,
     )
     drain = asyncio.ensure_future(server.drain())
-    await asyncio.wait((drain, second), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((drain, signals.second), return_when=asyncio.FIRST_COMPLETED)
     watchdog.cancel()
     if drain.done():
         return 0 if drain.result() else 1
     drain.cancel()
     await server.close()
-    return 128 + second.result()
+    return 128 + signals.second.result()
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -9,21 +9,23 @@ import socket
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iproto._fastframe import ServerFrames, Storage
+from iproto._fastframe import CallBudget, ServerFrames, Storage
 from iproto.address import address_of
 from iproto.server import listeners
 from iproto.server.config import Config
 from iproto.server.connection import Connection
+from iproto.server.hangups import Hangups
 from iproto.server.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from iproto._fastframe import UserFunction
     from iproto.address import Address
-    from iproto.app import App, Function
+    from iproto.app import App
     from iproto.metrics.endpoint import MetricsEndpoint
-    from iproto.server.calls import Calls, Reply
+    from iproto.server.calls import CallTasks
     from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
@@ -72,9 +74,10 @@ class Server:
         self._inherited = inherited
         # A worker's coming and going is its supervisor's to tell.
         self._level = logging.INFO if inherited is None else logging.DEBUG
-        self._functions: dict[int, Function] = {}
-        self._rows: dict[int, int] = {}
-        self._make_calls: Callable[[Reply], Calls] | None = None
+        self._functions: dict[int, UserFunction] = {}
+        self._budget = CallBudget(self.config.max_calls)
+        self._call_tasks: CallTasks | None = None
+        self._hangups: Hangups | None = None
         self._listeners: list[socket.socket] = []
         self._connections: set[Connection] = set()
         self._all_closed = asyncio.Event()
@@ -136,6 +139,7 @@ class Server:
             raise RuntimeError("this server was started before; make a new one")
         loop = asyncio.get_running_loop()
         self._load_functions()
+        self._hangups = Hangups(loop)
         metrics_address = self.config.metrics_address
         make_metrics: Callable[[], MetricsEndpoint] | None = None
         if metrics_address is not None:
@@ -172,18 +176,14 @@ class Server:
         """Gives each of the users' functions its counter row, while there are rows."""
         if self._app is None:
             return
-        from iproto.server.calls import CallBudget, Calls, bodies_of  # msgspec is only for these
+        from iproto.server.calls import CallTasks, callee_of  # msgspec is only for these
 
-        self._functions = self._app.functions
-        self._rows = {
-            func_id: self.storage.row_for(function.name)
-            for func_id, function in self._functions.items()
+        self._functions = {
+            func_id: callee_of(function, self.storage.row_for(function.name), self.config)
+            for func_id, function in self._app.functions.items()
         }
-        read = {
-            func_id: (function, bodies_of(function, self.config))
-            for func_id, function in self._functions.items()
-        }
-        self._make_calls = partial(Calls, read, CallBudget(self.config.max_calls))
+        if self._functions:
+            self._call_tasks = CallTasks(asyncio.get_running_loop())
 
     # Connections.
 
@@ -236,9 +236,14 @@ class Server:
             mailru=self.config.dialect == "mailru",
             max_body=self.config.max_body,
             max_calls=self.config.max_calls_per_connection,
-            functions=self._rows,
+            functions=self._functions,
+            budget=self._budget,
+            max_queue=self.config.max_queue,
+            queue_timeout=self.config.queue_timeout,
+            max_unsent=self.config.max_unsent,
         )
-        self._connections.add(Connection(self, sock, frames, self._make_calls, loop))
+        assert self._hangups is not None
+        self._connections.add(Connection(self, sock, frames, self._call_tasks, self._hangups, loop))
         self.storage.count_opened()
         logger.debug("connection %d opened", sock.fileno())
 
