@@ -19,7 +19,11 @@ setup(
                 depends=glob("src/fastframe/*.pxi") + glob("src/fastframe/*.h"),
                 include_dirs=["src/fastframe"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if TRACED else [],
-                extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden"],
+                extra_compile_args=[
+                    "-O0" if TRACED else "-O3",
+                    "-std=gnu11",
+                    "-fvisibility=hidden",
+                ],
             )
         ],
         build_dir=None if TRACED else "build/cython",
