@@ -79,6 +79,7 @@ from iproto.errors import (
     DialectError,
     IllegalParamsError,
     InternalError,
+    IprotoError,
     ProtocolError,
     TextError,
     error_from_reply,

@@ -62,6 +62,7 @@ cdef int run_calls(ServerFrames self, start) except -1:
     cdef uint32_t left = CALLS_A_TURN
     cdef Call call
     cdef bytes body
+    cdef bint whole = False
     if self.calling:
         return 0  # a function that runs asks for more of them
     self.calling = True
@@ -78,9 +79,13 @@ cdef int run_calls(ServerFrames self, start) except -1:
             left -= 1
             if clock_ns() > end:
                 break
+        whole = True
     finally:
         self.calling = False
-        note_startable(self)
+        if whole:
+            note_startable(self)
+        else:
+            break_stream(self)
     return 0
 
 
@@ -118,10 +123,16 @@ cdef bint end_call(ServerFrames self, Call call) noexcept:
 
 cdef int fail_call(ServerFrames self, Call call, error) except -1:
     """Answers a call with what its function makes of an exception."""
+    cdef bint whole = False
     end_call(self, call)
-    if not self.discarded:
-        code, body = call.function.fail(error)
-        put_body(self, call, code, body)
+    try:
+        if not self.discarded:
+            code, body = call.function.fail(error)
+            put_body(self, call, code, body)
+        whole = True
+    finally:
+        if not whole:  # its reply would be missing for ever
+            break_stream(self)
     return 0
 
 
@@ -213,6 +224,18 @@ cdef uint8_t* begin_body(ServerFrames self, Call call, uint32_t code, size_t siz
 cdef double expire_calls(ServerFrames self) except -1:
     """Answers OVERLOADED to calls that waited too long; seconds until the next, 0 if none."""
     cdef uint64_t now = clock_ns()
+    cdef double left = 0.0
+    cdef bint whole = False
+    try:
+        left = expire_until(self, now)
+        whole = True
+    finally:
+        if not whole:
+            break_stream(self)
+    return left
+
+
+cdef double expire_until(ServerFrames self, uint64_t now) except -1:
     cdef Call call
     while PyList_GET_SIZE(self.queue):
         call = first_call(self)

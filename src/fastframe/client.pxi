@@ -3,6 +3,12 @@
 cdef str NOTHING_TO_ASK = "a bulk of no requests would never be answered"
 
 
+# Made beforehand, for where it is needed there may be no memory.
+cdef object CUT_SHORT = IprotoError(
+    "the replies cannot be read on: an error within the client, out of memory most likely"
+)
+
+
 @cython.final
 cdef class ClientFrames:
     """The frames of one connection, on the client's side.
@@ -188,8 +194,8 @@ cdef class ClientFrames:
 
         Returns:
             A list of ``(waiter, error, result)``, with None for what there is
-            not. If ``broken`` is set afterwards, the stream is lost from there
-            on and the connection must be closed.
+            not. If ``broken`` is set afterwards, by the peer or for want of memory,
+            the stream is lost from there on and the connection must be closed.
         """
         forbid_reentry(self.feeding)
         cdef size_t size = PyBytes_GET_SIZE(data)
@@ -208,6 +214,10 @@ cdef class ClientFrames:
                 used = scan_replies(self, chunk, size, outcomes)
                 if used < size:
                     append(&self.input, chunk + used, size - used)
+        except BaseException as error:
+            self.broken = CUT_SHORT
+            if not isinstance(error, Exception):
+                raise
         finally:
             self.feeding = False
         return outcomes

@@ -29,6 +29,8 @@ cdef class PendingRequests:
     cdef dict single
     cdef list bulks
     cdef uint32_t next_id
+    # What is taken out, and its outcome not handed out yet: no waiter may be lost.
+    cdef Pending popped
     # Whether ids have come round: only then the next one may be in use.
     cdef bint wrapped
     # Ids given out so far; up to `taken` of them have left through take().
@@ -94,6 +96,7 @@ cdef class PendingRequests:
     cdef inline Pending pop(self, uint32_t request_id):
         """What waits for the reply to this id, a single request's taken out; None: nothing does."""
         cdef Pending entry = self.single.pop(request_id, None) if self.single else None
+        self.popped = entry
         return self.bulk_of(request_id) if entry is None else entry
 
     cdef Pending bulk_of(self, uint32_t request_id):
@@ -102,6 +105,15 @@ cdef class PendingRequests:
             if request_id - bulk.first < bulk.count:
                 return bulk
         return None
+
+    cdef int pop_bulk(self, Pending entry) except -1:
+        cdef Py_ssize_t position
+        for position in range(len(self.bulks)):
+            if self.bulks[position] is entry:
+                del self.bulks[position]
+                self.popped = entry
+                break
+        return 0
 
     cdef inline bint was_issued(self, uint32_t request_id) noexcept:
         cdef uint32_t age = self.next_id - 1 - request_id
@@ -117,8 +129,11 @@ cdef class PendingRequests:
 
     cdef list take_all(self):
         entries = self.all()
-        self.single = {}
-        self.bulks = []
+        if self.popped is not None:
+            entries.append(self.popped)
+            self.popped = None
+        self.single.clear()
+        self.bulks.clear()
         return entries
 
 

@@ -73,12 +73,14 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
         # The waiter hears of it too: it is not pending any more.
         if entry.results is None:
             outcomes.append((entry.waiter, broken, None))
+            self.requests.popped = None
         raise
     except TextError as not_text:
         error = not_text
     if entry.results is None:
         count_answer(self, code)
         outcomes.append((entry.waiter, error, result))
+        self.requests.popped = None
         return 0
     position = request_id - entry.first
     if entry.results[position] is not UNANSWERED:
@@ -92,8 +94,9 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
     entry.results[position] = result
     entry.unanswered -= 1
     if entry.unanswered == 0:
-        self.requests.bulks.remove(entry)
+        self.requests.pop_bulk(entry)
         outcomes.append((entry.waiter, entry.error, entry.results))
+        self.requests.popped = None
     return 0
 
 

@@ -6,6 +6,9 @@ cdef enum:
     PARTIAL  # its end has not come yet
     TOO_LONG
 
+# A name of its own: looking it up in the enum could fail where this is needed.
+cdef object FAILED = CloseReason.FAILED
+
 cdef const char* PING_PARAMS_TEXT = b"PING takes an empty body"
 cdef const char* SHUTDOWN_PARAMS_TEXT = b"SHUTDOWN takes an empty body"
 
@@ -122,6 +125,29 @@ cdef void begin_close(ServerFrames self, reason) noexcept:
     """No frame after this one is looked at."""
     self.status = (self.status | CLOSING) & ~(MORE | FULL)
     self.close_reason = reason
+
+
+cdef void drop_all(ServerFrames self) noexcept:
+    """Drops all that waits, in and out. Nothing is executed, called or sent any more."""
+    self.discarded = True
+    self.queue.clear()
+    self.queue_at = 0
+    self.status = (self.status | CLOSING) & ~(MORE | FULL | CALLS | UNSENT)
+    self.frame_ns = 0
+    if not self.busy:  # else what calls this stands in the middle of it
+        consume(&self.input, size_of(&self.input))
+    consume(&self.output, size_of(&self.output))
+
+
+cdef void break_stream(ServerFrames self) noexcept:
+    """An exception left the place in the stream unknown, or a reply cut or missing.
+
+    What is kept would be executed again, or stand behind a gap.
+    """
+    drop_all(self)
+    self.status |= BROKEN
+    self.close_reason = FAILED
+    self.final_bytes = b""
 
 
 cdef int refuse_body(ServerFrames self, const Request* request) except -1:

@@ -17,6 +17,10 @@ cdef class ServerFrames:
         max_unsent: bytes of replies that may wait to be sent; a reply of a user
             function over it is dropped (``HAS_OVERFLOWED``), unless it is the only one.
 
+    An exception out of a method that executes or answers (out of memory, most likely)
+    breaks the stream: ``status`` has ``IS_BROKEN``, nothing is executed or sent any
+    more, and the connection must be closed.
+
     Not for use by two threads at once.
     """
 
@@ -91,14 +95,16 @@ cdef class ServerFrames:
             ``status``: 0 if there is nothing to look after.
         """
         forbid_reentry(self.busy)
-        cdef Storage storage = self.storage
-        cdef uint8_t* scratch = acquire_scratch(&storage.scratch)
-        cdef uint8_t* chunk = scratch + OUTPUT_LIMIT + REPLY_LIMIT
+        cdef uint8_t* scratch = NULL
+        cdef uint8_t* chunk
         cdef ssize_t got
         cdef size_t built
         cdef int _try
+        cdef bint whole = False
         self.busy = True
         try:
+            scratch = acquire_scratch(&self.storage.scratch)
+            chunk = scratch + OUTPUT_LIMIT + REPLY_LIMIT
             # Once, as a rule. A chunk that brings no reply is followed by
             # another look: a reset behind it would otherwise go unnoticed, for
             # uvloop stops watching a socket after it reported an error, and
@@ -116,9 +122,9 @@ cdef class ServerFrames:
                     send_or_keep(fd, scratch, built, &self.output, &self.status)
                 if built or got == RECEIVE_LIMIT or self.status & (MORE | CLOSING):
                     break
+            whole = True
         finally:
-            self.busy = False
-            release_scratch(&storage.scratch, scratch)
+            self._end_chunk(scratch, whole)
         if self.status & CALLS:
             self._run_plain(fd)
         return self.status
@@ -133,14 +139,16 @@ cdef class ServerFrames:
     def resume(self, int fd):
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
         forbid_reentry(self.busy)
-        cdef uint8_t* scratch = acquire_scratch(&self.storage.scratch)
+        cdef uint8_t* scratch = NULL
+        cdef bint whole = False
         self.busy = True
         try:
+            scratch = acquire_scratch(&self.storage.scratch)
             self.arrived = clock_ns()
             send_or_keep(fd, scratch, self._execute_input(scratch), &self.output, &self.status)
+            whole = True
         finally:
-            self.busy = False
-            release_scratch(&self.storage.scratch, scratch)
+            self._end_chunk(scratch, whole)
         return self.status
 
     def flush(self, int fd):
@@ -156,20 +164,30 @@ cdef class ServerFrames:
             Look at ``status`` after it, and go on with ``feed(b"")``.
         """
         forbid_reentry(self.busy)
-        cdef uint8_t* scratch = acquire_scratch(&self.storage.scratch)
+        cdef uint8_t* scratch = NULL
         cdef size_t built
+        cdef bint whole = False
         self.busy = True
         try:
+            scratch = acquire_scratch(&self.storage.scratch)
             if PyBytes_GET_SIZE(data):
                 built = self._take_in(<const uint8_t*>PyBytes_AS_STRING(data),
                                       PyBytes_GET_SIZE(data), scratch)
             else:
                 self.arrived = clock_ns()
                 built = self._execute_input(scratch)
-            return PyBytes_FromStringAndSize(<char*>scratch, built) if built else None
+            replies = PyBytes_FromStringAndSize(<char*>scratch, built) if built else None
+            whole = True
+            return replies
         finally:
-            self.busy = False
-            release_scratch(&self.storage.scratch, scratch)
+            self._end_chunk(scratch, whole)
+
+    cdef inline void _end_chunk(self, uint8_t* scratch, bint whole) noexcept:
+        """A chunk is executed, or (not whole) an exception came in between."""
+        self.busy = False
+        release_scratch(&self.storage.scratch, scratch)
+        if not whole:
+            break_stream(self)
 
     cdef inline size_t _take_in(self, const uint8_t* chunk, size_t size,
                                 uint8_t* scratch) except? 0:
@@ -267,13 +285,7 @@ cdef class ServerFrames:
 
     def discard(self):
         """The connection is gone: drops all that waits, in and out. No call starts any more."""
-        self.discarded = True
-        self.queue.clear()
-        self.queue_at = 0
-        self.status = (self.status | CLOSING) & ~(MORE | FULL | CALLS | UNSENT)
-        if not self.busy:
-            consume(&self.input, self.input.end - self.input.start)
-        consume(&self.output, self.output.end - self.output.start)
+        drop_all(self)
 
     def drain(self, uint64_t unread):
         """Closes once so many more bytes have been received and executed."""
@@ -284,7 +296,11 @@ cdef class ServerFrames:
             self.close(CloseReason.DRAIN)
 
     def finish(self):
-        """Everything is answered: puts the last bytes, SHUTDOWN's echo, behind it."""
+        """Everything is answered: puts the last bytes, SHUTDOWN's echo, behind it.
+
+        Raises:
+            MemoryError: they are not behind it.
+        """
         append(&self.output, <const uint8_t*>PyBytes_AS_STRING(self.final_bytes),
                PyBytes_GET_SIZE(self.final_bytes))
         self.final_bytes = b""

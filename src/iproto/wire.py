@@ -176,6 +176,8 @@ class CloseReason(enum.IntEnum):
     """The server stopped, and did not wait for it."""
     KILLED = 9
     """Its worker process died."""
+    FAILED = 10
+    """An error came up within the server, out of memory most likely; the log says which."""
     # end of close reasons
 
 

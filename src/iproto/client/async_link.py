@@ -71,8 +71,12 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self.flushing = False
-        if self.state.ended is None:
+        if self.state.ended is not None:
+            return
+        try:
             self._transport.write(self.frames.take())
+        except MemoryError as error:
+            self.end(self.state.lost_reason(error))  # a request may have left in part
 
     def suspect(self, chunks: int, seconds: float, now: float) -> bool:
         """A call timed out: whether the link is dropped for it; see ``LinkState.suspect``."""

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,13 +124,16 @@ class CallTasks:
 
     async def _run(self, caller: Caller, call: Call, arguments: tuple[Any, ...]) -> None:
         frames = caller.frames
+        much = True  # if no answer can be had: then the connection ends
         try:
             much = frames.answer(call, await call.function.call(*arguments))
         except BaseException as error:
             # Whatever it is, the client waits for an answer, and others for this one's place.
-            much = frames.fail(call, self._named(call, error))
-        caller.tasks.pop(call, None)
-        caller.flush_soon(now=much)
+            with suppress(MemoryError):  # the frames have IS_BROKEN
+                much = frames.fail(call, self._named(call, error))
+        finally:
+            caller.tasks.pop(call, None)
+            caller.flush_soon(now=much)
 
     def _named(self, call: Call, error: BaseException) -> BaseException:
         """What a call failed with: the cancellation of one that took too long is TIMEOUT."""

@@ -19,6 +19,7 @@ destroy replies that the client has not read yet; then it is *closed*.
 from __future__ import annotations
 
 import fcntl
+import functools
 import socket
 import struct
 import termios
@@ -39,6 +40,7 @@ from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from typing import Any
 
     from iproto._fastframe import Call
@@ -59,6 +61,23 @@ class Owner(Protocol):
     idle_timeout: float
 
     def closed(self, connection: Connection, reason: CloseReason) -> None: ...
+    def failed(self, connection: Connection, error: Exception) -> None: ...
+
+
+def _guarded(step: Callable[[Connection], None]) -> Callable[[Connection], None]:
+    """An error of our own in a step of a connection ends that connection, and no more.
+
+    Out of memory, most likely: what it left undone is nothing to go on from.
+    """
+
+    @functools.wraps(step)
+    def guarded(connection: Connection) -> None:
+        try:
+            step(connection)
+        except Exception as error:
+            connection._fail(error)
+
+    return guarded
 
 
 class Connection:
@@ -133,24 +152,34 @@ class Connection:
         self._linger_until = 0.0  # on the loop's clock
         self._unacknowledged = 0  # bytes of the last replies, when last looked at
         self._closed = False
-        self._watch(reading=True)
+        try:
+            self._watch(reading=True)
+        except BaseException:
+            self._timer.cancel()  # which would close what was never open
+            raise
 
     # What the loop says.
 
     def _on_readable(self) -> None:
-        if self.frames.receive(self._fd):
-            self._advance()
+        try:  # not @_guarded: each request comes by here
+            if self.frames.receive(self._fd):
+                self._advance()
+        except Exception as error:
+            self._fail(error)
 
+    @_guarded
     def _on_hangup(self) -> None:
         """The socket was reset while nothing of it was read."""
         self._close(CloseReason.RESET)
 
+    @_guarded
     def _on_writable(self) -> None:
         self.frames.flush(self._fd)
         self._advance()
 
     # What the server says.
 
+    @_guarded
     def drain(self) -> None:
         """Answers every request that has arrived, then closes.
 
@@ -194,7 +223,8 @@ class Connection:
                 return
         status = frames.status
         if status & (IS_BROKEN | HAS_OVERFLOWED):
-            self._close(CloseReason.RESET if status & IS_BROKEN else CloseReason.SLOW_READER)
+            reason = CloseReason.RESET if status & IS_BROKEN else CloseReason.SLOW_READER
+            self._close(CloseReason.FAILED if frames.close_reason is CloseReason.FAILED else reason)
         elif status & HAS_UNSENT:
             # The client must read before anything more is done for it.
             self._watch(writing=True)
@@ -218,6 +248,7 @@ class Connection:
             self._continuing = True
             self._loop.call_soon(self._continue)
 
+    @_guarded
     def _continue(self) -> None:
         self._continuing = False
         if not (self._closed or self.frames.status & HAS_UNSENT):
@@ -249,20 +280,29 @@ class Connection:
             else:
                 self._watch(reading=True)
 
+    def _fail(self, error: Exception) -> None:
+        """Closes at once, for a step of ours raised this."""
+        try:
+            self._close(CloseReason.FAILED)
+        finally:
+            self._owner.failed(self, error)
+
     def _close(self, reason: CloseReason) -> None:
         if self._closed:
             return
+        self.frames.discard()
+        self._watch()  # before the rest: while it fails, the loop comes back
         self._closed = True
         self._timer.cancel()
         if self._queue_timer is not None:
             self._queue_timer.cancel()
             self._queue_timer = None
-        self._watch()
         self._sock.close()
-        self.frames.discard()
-        if self._call_tasks is not None:
-            self._call_tasks.cancel(self)
-        self._owner.closed(self, reason)
+        try:
+            if self._call_tasks is not None:
+                self._call_tasks.cancel(self)
+        finally:
+            self._owner.closed(self, reason)
 
     # Calls of user functions.
 
@@ -290,6 +330,7 @@ class Connection:
         if left:
             self._queue_timer = self._loop.call_later(left, self._on_overdue)
 
+    @_guarded
     def _on_overdue(self) -> None:
         self._expire_calls()
         self.flush_soon(now=False)
@@ -308,6 +349,7 @@ class Connection:
             self._flushing = True
             self._loop.call_soon(self._flush_turn)
 
+    @_guarded
     def _flush_turn(self) -> None:
         self._flushing = False
         if not self._closed:
@@ -324,22 +366,26 @@ class Connection:
             else:
                 self._hangups.unwatch(self._fd)
         if reading != self._reading:
-            self._reading = reading
+            # Each is noted so that a failure leaves it to be removed.
             if reading:
+                self._reading = True
                 self.frames.touch()
                 self._loop.add_reader(self._fd, self._on_readable)
             else:
                 self._loop.remove_reader(self._fd)
+                self._reading = False
         if writing != self._writing:
-            self._writing = writing
             if writing:
+                self._writing = True
                 self._loop.add_writer(self._fd, self._on_writable)
             else:
                 self._loop.remove_writer(self._fd)
+                self._writing = False
 
     # Time. One timer a connection, which looks when it fires how much time is
     # really left: no request ever touches it.
 
+    @_guarded
     def _check(self) -> None:
         left, reason = self._time_left()
         if left > 0:

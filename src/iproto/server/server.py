@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import CallBudget, ServerFrames, Storage
@@ -36,6 +37,10 @@ ACCEPTS_A_TURN = 64
 # Seconds without accepting when the system has no room for another connection
 # (too many open files, no memory): trying again at once would only burn CPU.
 ACCEPT_PAUSE = 0.5
+
+# Seconds from one line of log on connections that failed within the server to the
+# next: where memory is short, they may be thousands.
+FAILURE_PAUSE = 60.0
 
 
 class Server:
@@ -86,6 +91,9 @@ class Server:
         self._heartbeat: Heartbeat | None = None
         self._accepting = False
         self._draining = False
+        # Connections that failed since the last line of log on it, and when that was.
+        self._failures = 0
+        self._failures_logged = -FAILURE_PAUSE
 
     # What a user may ask.
 
@@ -214,17 +222,21 @@ class Server:
                 sock, _peer = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 logger.error(
                     "cannot accept on %s: %s; trying again in %g s",
                     address_of(listener),
-                    error.strerror,
+                    error.strerror if isinstance(error, OSError) else "out of memory",
                     ACCEPT_PAUSE,
                 )
                 loop.remove_reader(listener.fileno())
                 loop.call_later(ACCEPT_PAUSE, self._watch_listener, listener)
                 return
-            self._open(sock, loop)
+            try:
+                self._open(sock, loop)
+            except Exception as error:  # out of memory, most likely
+                sock.close()
+                self._count_failure("cannot open a connection", error)
 
     def _open(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         sock.setblocking(False)
@@ -243,7 +255,8 @@ class Server:
             max_unsent=self.config.max_unsent,
         )
         assert self._hangups is not None
-        self._connections.add(Connection(self, sock, frames, self._call_tasks, self._hangups, loop))
+        connection = Connection(self, sock, frames, self._call_tasks, self._hangups, loop)
+        self._connections.add(connection)
         self.storage.count_opened()
         logger.debug("connection %d opened", sock.fileno())
 
@@ -254,6 +267,24 @@ class Server:
         self.storage.count_closed(reason)
         if not self._connections:
             self._all_closed.set()
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """A connection says that an error of ours has ended it."""
+        self._count_failure(f"connection {connection.fileno} is closed", error)
+
+    def _count_failure(self, what: str, error: Exception) -> None:
+        self._failures += 1
+        now = monotonic()
+        if now < self._failures_logged + FAILURE_PAUSE:
+            return
+        logger.error(
+            "%s, for an error came up within the server: %r (%d since the last such line)",
+            what,
+            error,
+            self._failures,
+            exc_info=error if logger.isEnabledFor(logging.DEBUG) else None,
+        )
+        self._failures_logged, self._failures = now, 0
 
     # Stop.
 
