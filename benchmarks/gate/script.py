@@ -124,11 +124,16 @@ def halved(whole: Chunks) -> Chunks:
 # Ways to drive them.
 
 
-def new_storage(areas: int = 1) -> Storage:
-    """A store with areas for so many workers; the last one is ours."""
+def new_storage(areas: int = 1, *, in_file: bool = False) -> Storage:
+    """A store with areas for so many workers; the last one is ours.
+
+    Args:
+        areas: worker areas.
+        in_file: whether it keeps hashes of its slots, as a store in a file does.
+    """
     from iproto._fastframe import Storage
 
-    storage = Storage(workers=areas, worker=areas - 1)
+    storage = Storage(workers=areas, worker=areas - 1, checked=in_file)
     for index in range(1000):
         storage.replace(index, content_of(index))
     return storage
@@ -150,11 +155,11 @@ def echo_of(*, is_async: bool) -> dict[int, UserFunction]:
     return {USER_FUNCTION: callee_of(function, FIRST_USER_ROW, iproto.Config())}
 
 
-def new_frames(areas: int = 1, *, is_async: bool = False) -> ServerFrames:
+def new_frames(areas: int = 1, *, is_async: bool = False, in_file: bool = False) -> ServerFrames:
     from iproto._fastframe import ServerFrames
 
     return ServerFrames(
-        new_storage(areas),
+        new_storage(areas, in_file=in_file),
         mailru=False,
         max_body=1 << 20,
         max_calls=1000,
@@ -162,8 +167,8 @@ def new_frames(areas: int = 1, *, is_async: bool = False) -> ServerFrames:
     )
 
 
-def through_socket(what: Chunks, areas: int = 1) -> Callable[[], None]:
-    frames = new_frames(areas)
+def through_socket(what: Chunks, areas: int = 1, *, in_file: bool = False) -> Callable[[], None]:
+    frames = new_frames(areas, in_file=in_file)
     ours, theirs = socket.socketpair()
     theirs.settimeout(10.0)  # a scenario that waits for a reply in vain says so
     fd = ours.fileno()
@@ -280,6 +285,10 @@ def of_four_workers(make: Callable[[int], bytes], depth: int, count: int) -> Sce
     )
 
 
+def into_file(make: Callable[[int], bytes], depth: int, count: int) -> Scenario:
+    return Scenario(depth * count, lambda: through_socket(chunks(make, depth, count), in_file=True))
+
+
 SCENARIOS = {
     "read, depth 1": scenario(through_socket, read, 1, 96),
     "read, depth 16": scenario(through_socket, read, 16, 6),
@@ -289,6 +298,8 @@ SCENARIOS = {
     "mixed, depth 16": scenario(through_socket, mixed, 16, 6),
     "read, depth 16, 4 workers": of_four_workers(read, 16, 6),
     "write, depth 16, 4 workers": of_four_workers(write, 16, 6),
+    "write, depth 16, in a file": into_file(write, 16, 6),
+    "mixed, depth 16, in a file": into_file(mixed, 16, 6),
     "feed: read, depth 1": scenario(through_feed, read, 1, 96),
     "feed: read, depth 16": scenario(through_feed, read, 16, 6),
     "feed: read, depth 16, halved": Scenario(96, lambda: through_feed(halved(chunks(read, 16, 6)))),

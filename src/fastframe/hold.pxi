@@ -9,8 +9,9 @@ cdef enum:
 
 cdef struct Hold:
     int kind
-    int frames  # executed under it
-    int reads  # since the last write, under the lock of that write
+    int frames_left  # of FRAMES_A_HOLD, under the write lock; counted down at each write
+    int reads_left  # that may follow at once, whichever lock is held
+    int reads_given  # what reads_left was after the last write
     # The lock was waited for in vain: the rest of the chunk is answered OVERLOADED at
     # once, not after a wait for each frame.
     bint in_vain
@@ -24,43 +25,43 @@ cdef enum:
 
 cdef inline void begin_hold(Hold* hold) noexcept nogil:
     hold.kind = HOLDS_NOTHING
-    hold.frames = hold.reads = hold.in_vain = 0
+    hold.reads_left = hold.in_vain = 0
     hold.state = NO_STATE
 
 
 cdef inline void hold_for(Hold* hold, const handle_t* h, int row) noexcept:
     """Holds the lock that an operation of this counter row needs, or nothing: in vain."""
     if row == ROW_READ:
-        hold_for_read(hold, h)
+        if hold.reads_left == 0:
+            hold_for_reads(hold, h)
+        hold.reads_left -= 1
     else:
-        hold_for_write(hold, h)
+        if hold.kind != HOLDS_WRITE or hold.frames_left <= 0:
+            hold_for_writes(hold, h)
+        # This write, and the reads since the last one.
+        hold.frames_left -= 1 + hold.reads_given - hold.reads_left
+        if hold.kind == HOLDS_WRITE:
+            hold.reads_given = hold.reads_left = READS_A_WRITE
 
 
-cdef inline void hold_for_read(Hold* hold, const handle_t* h) noexcept:
-    if hold.kind != HOLDS_READ or hold.frames == FRAMES_A_HOLD:
-        if (hold.kind == HOLDS_WRITE and hold.frames < FRAMES_A_HOLD
-                and hold.reads < READS_A_WRITE):
-            hold.reads += 1
-        else:
-            let_go(hold, h)
-            if not hold.in_vain and acquire_read(h):
-                hold.kind = HOLDS_READ
-                hold.state = load_relaxed(&h.store.state)
-            hold.in_vain = hold.kind == HOLDS_NOTHING
-            hold.frames = 0
-    hold.frames += 1
+cdef inline void hold_for_reads(Hold* hold, const handle_t* h) noexcept:
+    let_go(hold, h)
+    hold.reads_left = 1  # to be refused
+    if not hold.in_vain and acquire_read(h):
+        hold.kind = HOLDS_READ
+        hold.state = load_relaxed(&h.store.state)
+        hold.reads_left = FRAMES_A_HOLD
+    hold.in_vain = hold.kind == HOLDS_NOTHING
 
 
-cdef inline void hold_for_write(Hold* hold, const handle_t* h) noexcept:
-    if hold.kind != HOLDS_WRITE or hold.frames == FRAMES_A_HOLD:
-        let_go(hold, h)
-        if not hold.in_vain and acquire_write(h):
-            hold.kind = HOLDS_WRITE
-            hold.state = load_relaxed(&h.store.state)
-        hold.in_vain = hold.kind == HOLDS_NOTHING
-        hold.frames = 0
-    hold.frames += 1
-    hold.reads = 0
+cdef inline void hold_for_writes(Hold* hold, const handle_t* h) noexcept:
+    let_go(hold, h)
+    hold.frames_left = FRAMES_A_HOLD
+    hold.reads_given = 0
+    if not hold.in_vain and acquire_write(h):
+        hold.kind = HOLDS_WRITE
+        hold.state = load_relaxed(&h.store.state)
+    hold.in_vain = hold.kind == HOLDS_NOTHING
 
 
 cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:
@@ -69,4 +70,5 @@ cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:
     elif hold.kind == HOLDS_WRITE:
         release_write(h)
     hold.kind = HOLDS_NOTHING
+    hold.reads_left = 0
     hold.state = NO_STATE

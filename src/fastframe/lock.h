@@ -190,7 +190,10 @@ static inline void see_to_the_turn(const handle_t *h, wait_t *wait, lock_t lock,
 static inline int wait_for_lock(const handle_t *h, int for_write, wait_t *wait,
                                 uint64_t limit_ns) {
     uint32_t spins = 0;
-    if (wait->began == 0) wait->began = clock_ns();
+    if (wait->began == 0) {
+        wait->began = wait->turn_began = clock_ns();
+        wait->turn = wait->claims = 0;
+    }
     for (;;) {
         uint64_t now = clock_ns();
         lock_t lock = look_at_lock(h);

@@ -6,15 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import random
-import re
 import select
 import signal
 import statistics
-import struct
 import sys
 import tempfile
 import threading
@@ -31,6 +28,7 @@ from tests.helpers.harness import (
     replace_frame,
     serve_process,
 )
+from tests.helpers.lock_word import lock_words
 
 WORKERS = 3
 PERIOD = 0.001
@@ -38,9 +36,6 @@ PERIOD = 0.001
 
 WINDOW = 0.5
 """Seconds of traffic that are looked at before a kill, and again from the kill on."""
-
-WRITER_AT = 64
-"""Where the lock's writer word is in the store, layout version 1."""
 
 APP = """
 import os
@@ -133,20 +128,12 @@ def kill_holding_the_lock(pid: int) -> float:
     Returns:
         Seconds until the lock was free again.
     """
-    variables = Path(f"/proc/{pid}/environ").read_bytes()
-    orders = re.search(rb"IPROTO_WORKER=([^\0]*)", variables)
-    assert orders is not None
-    known = json.loads(orders[1])
-    mark = struct.pack("<I", 1 + known["area"])
-    with open(f"/proc/{pid}/fd/{known['storage']}", "r+b", buffering=0) as memory:
+    with lock_words(pid) as words:
         os.kill(pid, signal.SIGSTOP)
-        while os.pread(memory.fileno(), 4, WRITER_AT) != mark:
-            # When nobody has it: who leaves the lock would take our mark away.
-            if os.pread(memory.fileno(), 4, WRITER_AT) == bytes(4):
-                os.pwrite(memory.fileno(), mark, WRITER_AT)
+        words.claim()
         begun = time.perf_counter()
         os.kill(pid, signal.SIGKILL)
-        while os.pread(memory.fileno(), 4, WRITER_AT) == mark:
+        while words.writes:
             time.sleep(0.0002)
         return time.perf_counter() - begun
 
@@ -161,7 +148,7 @@ def measure(*, lock_held: bool, seed: int) -> Kill:
     chance = random.Random(seed)
     with (
         tempfile.TemporaryDirectory() as folder,
-        serve_process("myservice:app", "--workers", str(WORKERS), cwd=_with_app(folder)) as running,
+        serve_process("myservice:app", "--workers", str(WORKERS), cwd=with_app(folder)) as running,
     ):
         peers = one_each(running)
         victim = chance.choice([*peers])
@@ -181,7 +168,8 @@ def measure(*, lock_held: bool, seed: int) -> Kill:
         return Kill(before, after, traffic.refused, freed[0])
 
 
-def _with_app(folder: str) -> str:
+def with_app(folder: str) -> str:
+    """The folder, with an app in it whose function 0x30001 tells the worker's process."""
     Path(folder, "myservice.py").write_text(APP)
     return folder
 
