@@ -64,6 +64,21 @@ SECONDS ?= 60
 soak: $(BUILT) ## Kill workers under load for SECONDS, and check every slot's history
 	$(BIN)/python -m tests.workers.soak --seconds $(SECONDS)
 
+TSAN_SECONDS ?= 10
+TSAN_CC = $(CC) -std=gnu11 -O1 -g -fsanitize=thread -pthread -Isrc/fastframe
+
+# The control reads without the lock: a sanitizer that reports nothing there sees nothing.
+.PHONY: tsan
+tsan: ## The store's lock and slots under ThreadSanitizer for TSAN_SECONDS, and a control
+	@mkdir -p build
+	$(TSAN_CC) -o build/stress tests/store/stress.c
+	$(TSAN_CC) -DWEAKENED -o build/stress-weakened tests/store/stress.c
+	TSAN_OPTIONS=halt_on_error=1 build/stress $(TSAN_SECONDS)
+	@if TSAN_OPTIONS=halt_on_error=1 build/stress-weakened 5 2> build/tsan-control.txt; then \
+		echo "the control was not reported"; exit 1; fi
+	@grep -q 'data race' build/tsan-control.txt || { cat build/tsan-control.txt; exit 1; }
+	@echo "the control was reported, as it has to be"
+
 KILLS ?= 100
 
 .PHONY: pauses

@@ -39,14 +39,14 @@ class LockWords:
         self.pid = pid
         self.mark = struct.pack("<I", 1 + orders["area"])
         self._readers_at = READERS_AT + READER_SIZE * orders["area"]
-        self._memory = os.open(f"/proc/{pid}/fd/{orders['storage']}", os.O_RDWR | os.O_CLOEXEC)
+        self.memory = os.open(f"/proc/{pid}/fd/{orders['storage']}", os.O_RDWR | os.O_CLOEXEC)
 
     def close(self) -> None:
-        os.close(self._memory)
+        os.close(self.memory)
 
     @property
     def writer(self) -> bytes:
-        return os.pread(self._memory, 4, WRITER_AT)
+        return os.pread(self.memory, 4, WRITER_AT)
 
     @property
     def writes(self) -> bool:
@@ -56,7 +56,7 @@ class LockWords:
     @property
     def reads(self) -> bool:
         """Whether the worker has the read lock."""
-        return os.pread(self._memory, 4, self._readers_at) != bytes(4)
+        return os.pread(self.memory, 4, self._readers_at) != bytes(4)
 
     def claim(self) -> None:
         """Claims the write lock in the worker's name, when nobody has it.
@@ -65,7 +65,7 @@ class LockWords:
         """
         while not self.writes:
             if self.writer == bytes(4):
-                os.pwrite(self._memory, self.mark, WRITER_AT)
+                os.pwrite(self.memory, self.mark, WRITER_AT)
 
 
 @contextlib.contextmanager

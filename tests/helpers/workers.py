@@ -37,6 +37,14 @@ def pids(running: ServerProcess) -> list[int]:
     return children(running.process.pid)
 
 
+def alive(pid: int) -> bool:
+    """Whether the process is there, and not only waits to be reaped."""
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
 def scrape(running: ServerProcess) -> Samples:
     host, port = running.metrics.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)

@@ -295,11 +295,41 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         ("", "Is a directory"),
         ("fifo", "is not a regular file"),
         ("none/storage", "No such file or directory"),
-        ("dangling", "No such file or directory"),
+        ("dangling", "is a symbolic link; name the file that it leads to"),
     ):
         with pytest.raises(ConfigError, match=text):
             open_storage(tmp_path / name)
     assert refused(tmp_path) == f"iproto: cannot use storage file {tmp_path}: Is a directory\n"
+
+
+def test_a_file_that_others_can_write_to_or_name_is_refused_and_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+    (tmp_path / "link").symlink_to(victim)
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        open_storage(tmp_path / "link")
+    assert victim.read_bytes() == b""
+    for mode in (0o666, 0o620, 0o602):
+        victim.chmod(mode)
+        with pytest.raises(ConfigError, match=f"has mode {mode:04o}.*chmod 600"):
+            open_storage(victim)
+    victim.chmod(0o600)
+    os.link(victim, tmp_path / "other name")
+    with pytest.raises(ConfigError, match="has 2 names"):
+        open_storage(victim)
+    os.unlink(tmp_path / "other name")
+    if os.geteuid() == 0:
+        os.chown(victim, 12345, -1)
+        with pytest.raises(
+            ConfigError, match="belongs to user 12345, and the server runs as user 0"
+        ):
+            open_storage(victim)
+        os.chown(victim, 0, -1)
+    assert victim.read_bytes() == b""
+    with open_storage(victim) as file:
+        assert file.storage.read(0) == b""
 
 
 def test_permission_is_denied_in_one_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.helpers.harness import (
     wait_until,
 )
 from tests.helpers.lock_word import lock_words
-from tests.helpers.workers import pids, scrape, supervised
+from tests.helpers.workers import alive, pids, scrape, supervised
 from tests.metrics.test_metrics import value
 
 pytestmark = pytest.mark.skipif(
@@ -99,6 +99,19 @@ def test_a_killed_worker_is_replaced_and_its_counters_stay() -> None:
             assert peer.read(1) == "kept"
         for peer in peers:
             peer.sock.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system seals no memory")
+def test_the_workers_memory_is_for_one_user_and_cannot_be_cut_off() -> None:
+    with supervised(workers=1) as running:
+        with lock_words(pids(running)[0]) as words:
+            found = os.fstat(words.memory)
+            assert found.st_mode & 0o777 == 0o600
+            for size in (0, found.st_size - 1, found.st_size + 1):
+                with pytest.raises(PermissionError):
+                    os.ftruncate(words.memory, size)
+        with running.peer() as peer:
+            assert peer.read(0) == ""
 
 
 def test_a_worker_that_dies_holding_the_lock_holds_up_nobody_for_long() -> None:
@@ -234,13 +247,6 @@ def maps(pid: int) -> bytes:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/maps").read_bytes()
     return b"_fastframe"
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    return False
 
 
 def test_an_app_that_cannot_start_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

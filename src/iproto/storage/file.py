@@ -129,21 +129,28 @@ def open_locked(path: str, mode: int, *, create: bool) -> tuple[int, int, bool]:
         create: whether to make it if it is not there.
 
     Raises:
-        ConfigError: another process serves it, or it is no regular file.
+        ConfigError: another process serves it, it is no regular file, or (with ``create``)
+            others may write to it.
         OSError: the system refuses it.
     """
     while True:
-        flags = mode | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = mode | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
         is_new = create
         try:
             fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         except FileExistsError:
+            if os.path.islink(path):
+                raise ConfigError(
+                    f"storage file {path} is a symbolic link; name the file that it leads to"
+                ) from None
             fd = os.open(path, flags)
             is_new = False
         try:
             found = os.fstat(fd)
             if not stat.S_ISREG(found.st_mode):
                 raise ConfigError(f"storage file {path} is not a regular file")
+            if create:
+                _check_owner(path, found)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -160,6 +167,29 @@ def open_locked(path: str, mode: int, *, create: bool) -> tuple[int, int, bool]:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _check_owner(path: str, found: os.stat_result) -> None:
+    """Whether nobody else can write to a file that is to be served, or names it otherwise.
+
+    Raises:
+        ConfigError: somebody can.
+    """
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"storage file {path} belongs to user {found.st_uid}, and the server runs as user "
+            f"{os.geteuid()}; chown it, or choose another file"
+        )
+    if found.st_mode & 0o022:
+        raise ConfigError(
+            f"storage file {path} has mode {stat.S_IMODE(found.st_mode):04o}, with which others "
+            f"may write to it; make sure of what it holds, then chmod 600 {path}"
+        )
+    if found.st_nlink > 1:
+        raise ConfigError(
+            f"storage file {path} has {found.st_nlink} names (hard links); remove the others, "
+            "or make a copy of it"
+        )
 
 
 def _make(fd: int, path: str, image: bytes, *, is_new: bool) -> None:
