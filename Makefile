@@ -93,9 +93,11 @@ generate: $(BUILT) ## Write what is made of schema/iproto.toml: enums, constants
 # own: from a copy of the source, for an object of another build must not be taken for one of this.
 # -fno-sanitize=function: Cython calls through pointers to another type, and means it.
 SANITIZE := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=function \
-	-fno-sanitize-recover=all
-SANITIZED := PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
-SOURCES := pyproject.toml setup.py $(wildcard src/_fastframe.pyx src/fastframe/* src/iproto/*.py src/iproto/*/*.py)
+	-fno-sanitize-recover=all -fsanitize-ignorelist=$(CURDIR)/tools/sanitizers.txt
+SANITIZED = PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0$(1) UBSAN_OPTIONS=print_stacktrace=1$(1)
+# Reports go to files: pytest would keep them, and ends with the process that made them.
+REPORT := $(CURDIR)/build/asan/report
+SOURCES := Makefile tools/sanitizers.txt pyproject.toml setup.py $(wildcard src/_fastframe.pyx src/fastframe/* src/iproto/*.py src/iproto/*/*.py)
 
 define instrumented_build
 test -d $(1)/venv || $(PYTHON) -m venv $(1)/venv
@@ -114,8 +116,11 @@ ASAN_TESTS ?=
 
 .PHONY: asan
 asan: build/asan/.built ## The suite with AddressSanitizer and UBSan, by clang; ASAN_TESTS=tests/codec for a part
-	LD_PRELOAD=$(ASAN_RUNTIME) $(SANITIZED) build/asan/venv/bin/python -m pytest \
-		-m "not address_space" $(ASAN_TESTS)
+	@rm -f $(REPORT).*
+	LD_PRELOAD=$(ASAN_RUNTIME) $(call SANITIZED,:log_path=$(REPORT)) \
+		build/asan/venv/bin/python -m pytest --numprocesses 2 --timeout 900 -m "not address_space" $(ASAN_TESTS) || \
+		{ cat $(REPORT).* 2>/dev/null; exit 1; }
+	@! cat $(REPORT).* 2>/dev/null
 
 .PHONY: asan-short
 asan-short: ## The part of it that drives the extension without processes
@@ -124,13 +129,13 @@ asan-short: ## The part of it that drives the extension without processes
 build/asan/.built: $(SOURCES)
 	$(call instrumented_build,build/asan,$(SANITIZE) -shared-libasan)
 
-FUZZ_TARGETS := server_frames client_frames store_image
+FUZZ_TARGETS := server_frames client_frames store_image call_bodies
 
 .PHONY: fuzz
 fuzz: build/fuzz/.built ## Fuzz the extension, each target for SECONDS; what is found is in build/fuzz
 	@for target in $(FUZZ_TARGETS); do echo "== $$target"; \
 		LD_PRELOAD=$$(build/fuzz/venv/bin/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so \
-		$(SANITIZED) build/fuzz/venv/bin/python -m tests.fuzz.fuzz $$target -max_total_time=$(SECONDS) \
+		$(call SANITIZED) build/fuzz/venv/bin/python -m tests.fuzz.fuzz $$target -max_total_time=$(SECONDS) \
 		-max_len=4096 -timeout=30 -print_final_stats=1 2> build/fuzz/$$target.log || { tail -60 build/fuzz/$$target.log; exit 1; }; \
 		grep -E '^stat::number_of_executed_units|^#.*DONE' build/fuzz/$$target.log; done
 

@@ -12,10 +12,16 @@ import ctypes
 import functools
 import math
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import msgpack
+import msgspec
 
 from iproto import _fastframe as ff
-from iproto.errors import Error, IprotoError
+from iproto.app import App
+from iproto.errors import Error, IllegalParamsError, IprotoError
+from iproto.server.calls import callee_of
+from iproto.server.config import Config
 from iproto.wire import HEADER_BYTES, SLOT_BYTES, SLOT_COUNT, FuncID, State
 from tests.helpers.callees import answer, callee, take_calls
 from tests.helpers.oracle import (
@@ -195,8 +201,104 @@ def _aligned(size: int) -> memoryview:
     return memoryview(raw).cast("B")[skip : skip + size]
 
 
+def call_bodies(data: bytes) -> None:
+    """A body of a user function: the first byte chooses the function, the rest is the body.
+
+    Native check and typed decoder accept what a plain reading with msgpack and a conversion
+    accept, with the same values. Extension types, and maps with a key twice or one that is no
+    str, are where the two libraries differ by design: such a body must only do no harm.
+    """
+    if not data:
+        return
+    call, types, reader = _functions()[data[0] % len(_functions())]
+    body = data[1:]
+    try:
+        found: Any = reader.arguments(body)
+    except IllegalParamsError:
+        found = None
+    try:
+        objects = _plainly_read(body)
+    except _NotPlain:
+        return
+    expected = None if objects is None else _converted(objects, types, call)
+    assert repr(found) == repr(expected), f"{call}: {found!r}, by the oracle {expected!r}"
+
+
+class _NotPlain(Exception):
+    """The body holds what the two libraries read differently."""
+
+
+def _plainly_read(body: bytes) -> list[Any] | None:
+    """The objects in a body; None if it is not MsgPack from end to end."""
+
+    def refuse(*_: object) -> Any:
+        raise _NotPlain
+
+    def pairs(items: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        if len({key for key, _ in items if isinstance(key, str)}) != len(items):
+            raise _NotPlain
+        return dict(items)
+
+    unpacker = msgpack.Unpacker(ext_hook=refuse, object_pairs_hook=pairs, strict_map_key=False)
+    unpacker.feed(body)
+    objects = []
+    try:
+        while unpacker.tell() < len(body):
+            objects.append(unpacker.unpack())
+    except _NotPlain:
+        raise
+    except (msgpack.UnpackException, ValueError, TypeError):
+        return None
+    return objects
+
+
+def _converted(objects: list[Any], types: tuple[Any, ...], call: str) -> tuple[Any, ...] | None:
+    readings = [objects]
+    if len(objects) == 1 and isinstance(objects[0], list):
+        readings.insert(0, objects[0])
+    for reading in readings:
+        if len(reading) == len(types):
+            with contextlib.suppress(msgspec.ValidationError):
+                return tuple(
+                    msgspec.convert(value, kind, builtin_types=(bytes,))
+                    for value, kind in zip(reading, types, strict=True)
+                )
+    return None
+
+
+@functools.cache
+def _functions() -> list[tuple[str, tuple[Any, ...], ff.UserFunction]]:
+    """Name, types of the arguments, and what reads them, of each function."""
+    app = App()
+
+    @app.function(1)
+    def number_and_text(number: int, text: str) -> None: ...
+
+    @app.function(2)
+    def numbers(numbers: list[int]) -> None: ...
+
+    @app.function(3)
+    def mapping(mapping: dict[str, float]) -> None: ...
+
+    @app.function(4)
+    def content(content: bytes, flag: bool | None) -> None: ...
+
+    @app.function(5)
+    def nested(nested: list[list[str]]) -> None: ...
+
+    return [
+        (
+            function.name,
+            tuple(hint for name, hint in get_type_hints(function.call).items() if name != "return"),
+            callee_of(function, ff.FIRST_USER_ROW, Config()),
+        )
+        for function in app.functions.values()
+    ]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_frames": server_frames,
     "client_frames": client_frames,
     "store_image": store_image,
+    "call_bodies": call_bodies,
 }

@@ -136,20 +136,22 @@ class OracleServer:
     def feed(self, data: bytes) -> list[Reply]:
         """The replies to all frames that are complete now."""
         replies: list[Reply] = []
-        self.waiting += data
-        while not self.closed and len(self.waiting) >= HEADER_BYTES:
-            func_id, length, request_id = HEADER.unpack_from(self.waiting)
-            frame = self.waiting[: HEADER_BYTES + length]
+        data = self.waiting + data
+        at = 0
+        while not self.closed and len(data) - at >= HEADER_BYTES:
+            func_id, length, request_id = HEADER.unpack_from(data, at)
+            body = data[at + HEADER_BYTES : at + HEADER_BYTES + length]
             if length > self.max_body:
                 self.closed = True
                 replies.append(Reply(func_id, request_id, ReturnCode.ILLEGAL_PARAMS))
-            elif len(frame) < HEADER_BYTES + length:
+            elif len(body) < length:
                 break
             elif func_id in self.functions:
-                self.calls.append((func_id, request_id, frame[HEADER_BYTES:]))
+                self.calls.append((func_id, request_id, body))
             else:
-                replies.append(self.answer(func_id, request_id, frame[HEADER_BYTES:]))
-            self.waiting = self.waiting[len(frame) :]
+                replies.append(self.answer(func_id, request_id, body))
+            at += HEADER_BYTES + len(body)
+        self.waiting = data[at:]
         return replies
 
     def answer(self, func_id: int, request_id: int, body: bytes) -> Reply:
@@ -221,15 +223,16 @@ def response(func_id: int, request_id: int, code: int, body: bytes, *, mailru: b
 def split_responses(data: bytes, *, mailru: bool) -> tuple[list[bytes], bytes]:
     """The whole frames at the start of a server's bytes, and what is left after them."""
     frames = []
-    while len(data) >= HEADER_BYTES:
-        func_id, length, _ = HEADER.unpack_from(data)
+    at = 0  # a slice of what is left for each frame would copy it for each frame
+    while len(data) - at >= HEADER_BYTES:
+        func_id, length, _ = HEADER.unpack_from(data, at)
         bare = length == 0 and func_id in (FuncID.PING, FuncID.SHUTDOWN)
         size = HEADER_BYTES + length + (0 if bare or mailru else RETURN_CODE.size)
-        if len(data) < size:
+        if len(data) - at < size:
             break
-        frames.append(data[:size])
-        data = data[size:]
-    return frames, data
+        frames.append(data[at : at + size])
+        at += size
+    return frames, data[at:]
 
 
 def parse_responses(data: bytes, *, mailru: bool) -> list[Reply]:
