@@ -81,6 +81,7 @@ from iproto.errors import (
     InternalError,
     IprotoError,
     ProtocolError,
+    ReplyTooLongError,
     TextError,
     error_from_reply,
 )

@@ -22,7 +22,9 @@ ARGUMENTS = ("some text", 17, [1, 2, 3], {"key": "value"})
 
 
 def new_client() -> ClientFrames:
-    return ClientFrames(mailru=False, max_body=1 << 20)
+    frames = ClientFrames(mailru=False, max_body=1 << 20)
+    frames._set_ids(1)
+    return frames
 
 
 @pytest.mark.benchmark(group="client: 1000 reads")

@@ -1,8 +1,5 @@
 # ClientFrames: requests out, replies in.
 
-cdef str NOTHING_TO_ASK = "a bulk of no requests would never be answered"
-
-
 # Made beforehand, for where it is needed there may be no memory.
 cdef object CUT_SHORT = IprotoError(
     "the replies cannot be read on: an error within the client, out of memory most likely"
@@ -20,12 +17,16 @@ cdef class ClientFrames:
     Args:
         mailru: the server's dialect, or None to let the first reply, which must
             be one of STORAGE_READ, tell.
-        max_body: longest reply body taken, in bytes; a longer claim is an error.
+        max_body: longest reply body taken, in bytes; a longer one is skipped, and
+            fails its own request.
+        max_request: longest body built into a request, in bytes.
 
-    Not for use by two threads at once.
+    Not for use by two threads at once. Any method but ``feed`` may be called while
+    another is at work, by a ``__del__`` that the garbage collector runs.
     """
 
     cdef uint32_t max_body
+    cdef uint32_t max_request
     cdef int dialect
     cdef Buffer output
     cdef Buffer input
@@ -39,13 +40,19 @@ cdef class ClientFrames:
     cdef readonly dict refusals
     # Set when the stream cannot be trusted any more: what to tell the callers.
     cdef readonly object broken
-    # While a bulk is built, and while a chunk is read: see forbid_reentry.
-    cdef bint building
+    # Whether the peer announced its end: what is unanswered was not executed.
+    cdef readonly bint shut_down
+    # Whether the peer is about to close, by what it answered: no further call fits.
+    cdef readonly bint retired
+    # Bytes still to come of a reply that is skipped.
+    cdef uint64_t to_skip
+    # While a chunk is read: see forbid_reentry.
     cdef bint feeding
 
-    def __cinit__(self, *, mailru, uint32_t max_body):
+    def __cinit__(self, *, mailru, uint32_t max_body, uint32_t max_request=0xFFFFFFFF):
         self.dialect = DIALECT_UNKNOWN if mailru is None else 1 if mailru else 0
         self.max_body = max_body
+        self.max_request = max_request
         self.requests = PendingRequests()
         self.refusals = {}
 
@@ -58,84 +65,106 @@ cdef class ClientFrames:
     def request(self, uint32_t func_id, bytes body not None, int outcome, waiter,
                 double deadline):
         """Adds a request with this body."""
-        forbid_reentry(self.building)
-        self.requests.reserve_id()
-        put_request(&self.output, func_id, self.requests.next_id, body)
-        return self.requests.add(func_id, outcome, waiter, deadline)
+        cdef size_t size = PyBytes_GET_SIZE(body)
+        check_size(size, self.max_request)
+        cdef Pending entry = new_pending(func_id, outcome, waiter, deadline)
+        entry.size = size
+        reserve(&self.output, HEADER_BYTES + size)
+        key = self.requests.add(entry)
+        put_request(&self.output, func_id, entry.first, PyBytes_AS_STRING(body), <uint32_t>size)
+        return key
 
     def read(self, index, int outcome, waiter, double deadline):
         """Adds a STORAGE_READ."""
-        forbid_reentry(self.building)
-        self.requests.reserve_id()
-        put_read(&self.output, self.requests.next_id, index)
-        return self.requests.add(READ, outcome, waiter, deadline)
+        cdef int64_t slot = slot_index(index)
+        cdef Pending entry = new_pending(READ, outcome, waiter, deadline)
+        reserve(&self.output, READ_FRAME)
+        key = self.requests.add(entry)
+        put_read(&self.output, entry.first, slot)
+        return key
 
     def replace(self, index, content, waiter, double deadline):
         """Adds a STORAGE_REPLACE; the content is str or bytes."""
-        forbid_reentry(self.building)
-        self.requests.reserve_id()
-        put_replace(&self.output, self.requests.next_id, index, content)
-        return self.requests.add(REPLACE, NOTHING, waiter, deadline)
+        cdef Content written
+        set_content(&written, index, content)
+        if written.size + REPLACE_FRAME > self.max_request:
+            check_size(replace_size(&written), self.max_request)
+        cdef Pending entry = new_pending(REPLACE, NOTHING, waiter, deadline)
+        entry.size = written.size
+        reserve(&self.output, REPLACE_FRAME + written.size)
+        key = self.requests.add(entry)
+        put_replace(&self.output, entry.first, &written)
+        return key
 
     def read_many(self, list indexes not None, int outcome, waiter, double deadline):
         """Adds a STORAGE_READ for each; the outcome is the list of results."""
-        forbid_reentry(self.building)
-        cdef size_t start = size_of(&self.output)
-        cdef uint32_t first
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(indexes)
-        if not own:
-            raise ValueError(NOTHING_TO_ASK)
-        first = self.requests.reserve_ids(len(own))
-        self.building = True
+        cdef Py_ssize_t count = len(own)
+        cdef Pending entry = new_bulk(READ, outcome, waiter, deadline, count)
+        cdef Py_ssize_t position = 0
+        cdef int64_t* slots = <int64_t*>malloc(count * sizeof(int64_t))
+        if slots == NULL:
+            raise MemoryError
         try:
             for index in own:
-                put_read(&self.output, self.requests.next_id, index)
-                self.requests.next_id += 1
-            return self.requests.add_bulk(READ, outcome, waiter, deadline, first, len(own))
-        except BaseException:
-            self._undo_bulk(start, first)
-            raise
+                slots[position] = slot_index(index)
+                position += 1
+            reserve(&self.output, count * READ_FRAME)
+            key = self.requests.add_bulk(entry)
+            for position in range(count):
+                put_read(&self.output, entry.first + <uint32_t>position, slots[position])
+            return key
         finally:
-            self.building = False
+            free(slots)
 
     def replace_many(self, list items not None, waiter, double deadline):
-        """Adds a STORAGE_REPLACE for each ``(index, content)``."""
-        forbid_reentry(self.building)
-        cdef size_t start = size_of(&self.output)
-        cdef uint32_t first
+        """Adds a STORAGE_REPLACE for each tuple ``(index, content)``."""
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(items)
-        if not own:
-            raise ValueError(NOTHING_TO_ASK)
-        first = self.requests.reserve_ids(len(own))
-        self.building = True
+        cdef Py_ssize_t count = len(own)
+        cdef Pending entry = new_bulk(REPLACE, NOTHING, waiter, deadline, count)
+        cdef Py_ssize_t position = 0
+        cdef size_t size = count * REPLACE_FRAME
+        cdef Content* contents = <Content*>malloc(count * sizeof(Content))
+        if contents == NULL:
+            raise MemoryError
         try:
-            for index, content in own:
-                put_replace(&self.output, self.requests.next_id, index, content)
-                self.requests.next_id += 1
-            return self.requests.add_bulk(REPLACE, NOTHING, waiter, deadline, first, len(own))
-        except BaseException:
-            self._undo_bulk(start, first)
-            raise
+            for item in own:
+                self._set_item(&contents[position], item, position)
+                size += contents[position].size
+                entry.size = max(entry.size, contents[position].size)
+                position += 1
+            reserve(&self.output, size)
+            key = self.requests.add_bulk(entry)
+            for position in range(count):
+                put_replace(&self.output, entry.first + <uint32_t>position, &contents[position])
+            return key
         finally:
-            self.building = False
+            free(contents)
+
+    cdef int _set_item(self, Content* to, item, Py_ssize_t position) except -1:
+        # A tuple keeps what it holds, whatever code runs.
+        if not isinstance(item, tuple) or len(<tuple>item) != 2:
+            raise TypeError(f"item {position} is not a tuple (index, content): {item!r}")
+        set_content(to, (<tuple>item)[0], (<tuple>item)[1])
+        if to.size + REPLACE_FRAME > self.max_request:
+            try:
+                check_size(replace_size(to), self.max_request)
+            except IllegalParamsError as error:
+                error.item = position
+                raise
+        return 0
 
     def take(self):
         """The requests built since the last time, to be sent."""
-        forbid_reentry(self.building)
+        data = take_all(&self.output)
         self.requests.taken = self.requests.issued
-        return take_all(&self.output)
+        return data
 
-    def forget(self, request_id):
+    def forget(self, uint32_t request_id):
         """Nobody waits for this request (or bulk) any more; its reply is dropped."""
         self.requests.forget(request_id)
-
-    cdef int _undo_bulk(self, size_t start, uint32_t first) except -1:
-        """Takes back a bulk that one of its items spoiled."""
-        self.output.end = self.output.start + start
-        self.requests.next_id = first
-        return 0
 
     def expire(self, double now):
         """Takes out what is past its deadline.
@@ -156,13 +185,19 @@ cdef class ClientFrames:
         """Takes out everything.
 
         Returns:
-            ``(waiter, may_have_executed)`` of each; False where the request
-            (no request of the bulk) ever left through ``take``.
+            ``(waiter, may_have_executed, partial)`` of each. ``may_have_executed`` is
+            False where the request (no request of the bulk) ever left through
+            ``take``, and for all if the peer has announced its end. ``partial`` is
+            None, or of a bulk its results, with UNANSWERED where there is none, and
+            the error of the first that failed, or None.
         """
-        return [
-            ((<Pending>e).waiter, (<Pending>e).place < self.requests.taken)
-            for e in self.requests.take_all()
-        ]
+        cdef Pending entry
+        cdef list failed = []
+        for entry in self.requests.take_all(not self.feeding):
+            may_have_executed = not self.shut_down and entry.place < self.requests.taken
+            partial = None if entry.results is None else (entry.results, entry.error)
+            failed.append((entry.waiter, may_have_executed, partial))
+        return failed
 
     @property
     def waiting(self):
@@ -180,6 +215,8 @@ cdef class ClientFrames:
         cdef const uint8_t* frame = bytes_of(&self.input)
         cdef size_t held = size_of(&self.input)
         cdef size_t size
+        if self.to_skip:
+            return self.to_skip
         if held < HEADER_BYTES or self.dialect == DIALECT_UNKNOWN:
             return 0
         size = HEADER_BYTES + <size_t>load_le32(frame + 4)
@@ -202,8 +239,13 @@ cdef class ClientFrames:
         cdef size_t used
         cdef const uint8_t* chunk = <const uint8_t*>PyBytes_AS_STRING(data)
         cdef list outcomes = []
-        if self.broken is not None:
+        if self.broken is not None or self.shut_down:
             return outcomes
+        if self.to_skip:
+            used = min(size, self.to_skip)
+            self.to_skip -= used
+            chunk += used
+            size -= used
         self.feeding = True
         try:
             if size_of(&self.input):
@@ -222,11 +264,7 @@ cdef class ClientFrames:
             self.feeding = False
         return outcomes
 
-    # For tests: 2**32 requests take too long.
-    @property
-    def _next_id(self):
-        return self.requests.next_id
-
-    @_next_id.setter
-    def _next_id(self, uint32_t request_id):
-        self.requests.next_id = request_id
+    def _set_ids(self, uint32_t next_id, uint64_t issued=0):
+        """For tests: the next request's id, and as if so many had been sent before."""
+        self.requests.next_id = next_id
+        self.requests.issued = self.requests.taken = issued

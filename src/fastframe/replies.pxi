@@ -4,6 +4,11 @@
 # Return codes that a client's side counts apart.
 cdef enum:
     MOST_REFUSALS = 64
+    # Replies of one connection, beyond those to requests that nobody waits for any
+    # more, to requests that were answered already.
+    MOST_DUPLICATES = 1000
+    # Bytes of a body that no server refuses, whatever its limit.
+    SMALL_BODY = 1024
 
 
 cdef size_t scan_replies(ClientFrames self, const uint8_t* data, size_t size,
@@ -20,6 +25,11 @@ cdef size_t scan_replies(ClientFrames self, const uint8_t* data, size_t size,
             length = load_le32(frame + 4)
             request_id = load_le32(frame + 8)
             if length == 0 and (func_id == PING or func_id == SHUTDOWN):
+                if func_id == SHUTDOWN:
+                    self.retired = True
+                    if request_id == 0:  # unasked: the last bytes
+                        self.shut_down = True
+                        return size
                 settle(self, func_id, length, request_id, 0, NULL, 0, outcomes)
                 at += HEADER_BYTES
                 continue
@@ -28,9 +38,12 @@ cdef size_t scan_replies(ClientFrames self, const uint8_t* data, size_t size,
             if self.dialect == DIALECT_MAILRU:
                 length -= 4
             if length > self.max_body:
-                raise ProtocolError(
-                    f"reply body of {length} bytes is over the limit of {self.max_body}"
-                )
+                settle_unread(self, func_id, request_id, length, outcomes)
+                if left < HEADER_BYTES + 4 + <size_t>length:
+                    self.to_skip = HEADER_BYTES + 4 + <uint64_t>length - left
+                    return size
+                at += HEADER_BYTES + 4 + length
+                continue
             if left < HEADER_BYTES + 4 + <size_t>length:
                 break
             code = load_le32(frame + HEADER_BYTES)
@@ -49,18 +62,11 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
     cdef Pending entry = self.requests.pop(request_id)
     cdef object error = None
     cdef object result = None
-    cdef uint32_t position
     if entry is None:
-        if not self.requests.was_issued(request_id):
-            raise ProtocolError(f"reply to request_id {request_id}, which was never sent")
-        self.unexpected_replies += 1
-        return 0  # Its caller gave up, or it was answered already.
+        return count_unexpected(self, request_id)
     try:
         if func_id != entry.func_id:
-            raise ProtocolError(
-                f"reply to request_id {request_id} is of function {func_id:#x}, "
-                f"asked was {entry.func_id:#x}"
-            )
+            raise another_function(entry, request_id, func_id)
         if entry.outcome == RESPONSE:
             # Not body[:size]: a reply that is a header alone has no body to point at.
             content = PyBytes_FromStringAndSize(<const char*>body, size)
@@ -77,6 +83,36 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
         raise
     except TextError as not_text:
         error = not_text
+    if code == ILLEGAL_PARAMS and entry.size > SMALL_BODY:
+        # A body that is over the server's limit is the last that the server reads.
+        self.retired = True
+    return deliver(self, entry, request_id, code, error, result, outcomes)
+
+
+cdef int settle_unread(ClientFrames self, uint32_t func_id, uint32_t request_id,
+                       uint32_t length, list outcomes) except -1:
+    """Fails the request whose reply is too long to be taken."""
+    cdef Pending entry = self.requests.pop(request_id)
+    if entry is None:
+        return count_unexpected(self, request_id)
+    if func_id != entry.func_id:
+        broken = another_function(entry, request_id, func_id)
+        if entry.results is None:
+            outcomes.append((entry.waiter, broken, None))
+            self.requests.popped = None
+        raise broken
+    error = ReplyTooLongError(
+        f"the reply's body of {length} bytes is over the client's limit of {self.max_body} "
+        "(max_body) and was dropped",
+        may_have_executed=True,
+    )
+    return deliver(self, entry, request_id, 0, error, None, outcomes)
+
+
+cdef int deliver(ClientFrames self, Pending entry, uint32_t request_id, uint32_t code,
+                 error, result, list outcomes) except -1:
+    """Keeps what came for a request; adds the outcome when nothing is missing."""
+    cdef uint32_t position
     if entry.results is None:
         count_answer(self, code)
         outcomes.append((entry.waiter, error, result))
@@ -84,8 +120,7 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
         return 0
     position = request_id - entry.first
     if entry.results[position] is not UNANSWERED:
-        self.unexpected_replies += 1
-        return 0
+        return count_unexpected(self, request_id)
     count_answer(self, code)
     if error is not None:
         error.item = position
@@ -93,10 +128,31 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
             entry.error = error
     entry.results[position] = result
     entry.unanswered -= 1
-    if entry.unanswered == 0:
-        self.requests.pop_bulk(entry)
+    # It may have been forgotten while its objects were made.
+    if entry.unanswered == 0 and self.requests.pop_bulk(entry):
+        self.requests.popped = entry
         outcomes.append((entry.waiter, entry.error, entry.results))
         self.requests.popped = None
+    return 0
+
+
+cdef object another_function(Pending entry, uint32_t request_id, uint32_t func_id):
+    return ProtocolError(
+        f"reply to request_id {request_id} is of function {func_id:#x}, "
+        f"asked was {entry.func_id:#x}"
+    )
+
+
+cdef int count_unexpected(ClientFrames self, uint32_t request_id) except -1:
+    """A reply that nothing waits for: its caller gave up, or it came before."""
+    if not self.requests.was_sent(request_id):
+        raise ProtocolError(f"reply to request_id {request_id}, which was never sent")
+    self.unexpected_replies += 1
+    if self.unexpected_replies > self.requests.forgotten + MOST_DUPLICATES:
+        raise ProtocolError(
+            f"over {MOST_DUPLICATES} replies to requests that were answered already, "
+            f"the last to request_id {request_id}"
+        )
     return 0
 
 

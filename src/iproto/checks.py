@@ -80,6 +80,22 @@ def checked_max_body(max_body: int) -> int:
     return max_body
 
 
+def checked_max_request(max_request: int) -> int:
+    """A limit of a client for the bodies of requests.
+
+    Args:
+        max_request: bytes, 1..2**32-1.
+
+    Raises:
+        ConfigError: it is out of range.
+        TypeError: it is no int.
+    """
+    if isinstance(max_request, bool) or not isinstance(max_request, int):
+        raise TypeError(f"max_request is an int of bytes, not {type(max_request).__name__}")
+    checked_range("max_request", max_request, 1, MAX_UINT32, "bytes", whole=True)
+    return max_request
+
+
 def checked_max_connections(max_connections: int) -> int:
     """A limit of a client for its connections.
 

@@ -10,6 +10,7 @@
     │   ├── ConnectError (ConnectionError)    no connection could be made: not executed
     │   ├── ConnectionLostError (ConnectionError)
     │   ├── CallTimeoutError (TimeoutError)
+    │   ├── ReplyTooLongError
     │   └── ClientClosedError
     ├── ProtocolError                         the peer broke the protocol
     │   └── DialectError                      ... because it speaks the other dialect
@@ -43,6 +44,7 @@ __all__ = [
     "ProtocolError",
     "RateLimitedError",
     "ReadOnlyError",
+    "ReplyTooLongError",
     "TextError",
     "TransportError",
     "UnavailableError",
@@ -244,6 +246,13 @@ class CallTimeoutError(TransportError, TimeoutError):
 
 class ClientClosedError(TransportError):
     """The client was closed, by its own side, before the reply came."""
+
+
+class ReplyTooLongError(TransportError):
+    """The reply's body is over the client's limit, ``max_body``; it was dropped."""
+
+    item: int | None = None
+    """Position of the failed item in a ``*_many`` call, else None."""
 
 
 class ProtocolError(IprotoError):

@@ -1,7 +1,7 @@
-"""Results of user functions as MsgPack.
+"""Results of user functions, and arguments that clients give, as MsgPack.
 
 msgspec encodes what an annotation says is made of its own types alone; all else
-goes through msgpack, which asks ``_to_plain`` for what MsgPack has no type for.
+goes through msgpack, which asks ``to_plain`` for what MsgPack has no type for.
 Dataclasses are of the second kind: msgspec would leave out the fields whose value
 is the class's default.
 """
@@ -54,7 +54,7 @@ def pack(value: Any) -> bytes:
     Raises:
         TypeError, ValueError, OverflowError: MsgPack cannot carry the value.
     """
-    return cast("bytes", msgpack.packb(value, datetime=True, default=_to_plain))
+    return cast("bytes", msgpack.packb(value, datetime=True, default=to_plain))
 
 
 def encoder_for(annotation: Any) -> Callable[[Any], bytes]:
@@ -94,14 +94,14 @@ def _to_base(value: Any) -> Any:
     raise TypeError(f"a result of type {type(value).__name__} has no form in MsgPack")
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """One level of what MsgPack has no type for: msgpack asks again for what is in it."""
     cls: Any = type(value)
     names = _attributes(cls)
     if names is not None:
         return {name: item for name, item in _items(value, names) if item is not msgspec.UNSET}
     if isinstance(value, msgspec.Struct):
-        return _struct_to_plain(value)
+        return _structto_plain(value)
     if isinstance(value, (set, frozenset)):
         return list(value)
     return msgspec.to_builtins(value, builtin_types=_BUILTIN_TYPES)
@@ -120,7 +120,7 @@ def _items(value: Any, names: tuple[str, ...]) -> list[tuple[str, Any]]:
     return [(name, getattr(value, name, msgspec.UNSET)) for name in names]
 
 
-def _struct_to_plain(value: msgspec.Struct) -> Any:
+def _structto_plain(value: msgspec.Struct) -> Any:
     """msgspec says which fields a Struct shows under which names; the values are as they are."""
     shown = msgspec.to_builtins(value, builtin_types=_BUILTIN_TYPES)
     items = [getattr(value, name) for name in value.__struct_fields__]

@@ -301,10 +301,11 @@ async def test_a_reply_cut_at_every_byte(mailru: bool | None) -> None:
     asked = Asked(0x20002, 1, b"\x01")
     reply = asked.text("тест", mailru=bool(mailru))
     for cut in range(len(reply) + 1):
-        route = Route(Target(dialect=dialect), 1 << 20)
+        route = Route(Target(dialect=dialect), 1 << 20, 1 << 20)
         link = Link(Connection(route), route.new_link())
         link.connection_made(Spy())  # type: ignore[arg-type]
         waiter: asyncio.Future[Any] = loop.create_future()
+        link.frames._set_ids(1)
         link.frames.read(1, 2, waiter, 1e9)
         link.data_received(reply[:cut])
         assert waiter.done() is (cut == len(reply))

@@ -272,7 +272,9 @@ BAD_CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str
     ("call", (-1,), {}, ConfigError, "func_id -0x1"),
     ("call", (2**32,), {}, ConfigError, "0..0xffffffff"),
     ("call", ("x",), {}, TypeError, "func_id is an int, not str"),
-    ("call", (USER, object()), {}, TypeError, "object"),
+    ("call", (USER, 1, object()), {}, TypeError, "argument 1, of type object, has no form"),
+    ("call", (USER, 2**64), {}, OverflowError, "argument 0, of type int"),
+    ("call", (USER, "\ud800"), {}, ValueError, "argument 0, of type str"),
     ("request", (True, b""), {}, TypeError, "not bool"),
     ("request", (USER, "x"), {}, TypeError, "bytes (MsgPack), not str"),
     (

@@ -243,7 +243,7 @@ async def test_a_server_that_does_not_read_stops_new_calls(kind: str) -> None:
     # More than the buffers of both ends take.
     big = bytes(16 << 20)
     with BadServer(script) as server:
-        async with calling(kind, server.url) as client:
+        async with calling(kind, server.url, max_request=len(big)) as client:
             first = asyncio.ensure_future(client.request(USER, big))
             await until(lambda: stuck(client))
             with pytest.raises(CallTimeoutError, match="takes requests") as caught:
@@ -265,9 +265,10 @@ def stuck(client: Any) -> bool:
 async def test_an_id_that_comes_round_is_passed_over_while_its_call_waits(kind: str) -> None:
     def script(peer: Peer) -> None:
         asks = [peer.ask()]
+        ids.append(asks[0].request_id)
         asked.set()
         asks += peer.asks(3)
-        ids.extend(each.request_id for each in asks)
+        ids.extend(each.request_id for each in asks[1:])
         peer.send(b"".join(each.text(str(each.slot)) for each in reversed(asks)))
         peer.wait_end()
 
@@ -278,7 +279,7 @@ async def test_an_id_that_comes_round_is_passed_over_while_its_call_waits(kind: 
             old = asyncio.ensure_future(client.read(7))
             await until(asked.is_set)
             frames: Any = cast("Any", client._connection._link).frames
-            frames._next_id = 2**32 - 1
+            frames._set_ids(ids[0] - 1, issued=2**32)
             texts = await client.read_many([1, 2, 3])
             assert texts == ["1", "2", "3"]
             assert await old == "7"

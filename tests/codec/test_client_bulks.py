@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -16,12 +16,8 @@ from iproto.errors import (
     TextError,
 )
 from iproto.wire import ReturnCode
+from tests.helpers.client_frames import NEVER, NIL, READ, REPLACE, Index, client, dialects, failed
 from tests.helpers.oracle import packed_str, request, response
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-from tests.helpers.client_frames import NEVER, NIL, PING, READ, REPLACE, client, dialects
 
 # --- Bulks ----------------------------------------------------------------------------------------
 
@@ -95,6 +91,7 @@ def test_a_forgotten_call_hears_nothing_and_its_reply_is_dropped() -> None:
     two = frames.read(2, ff.AS_TEXT, "two", NEVER)
     bulk = frames.read_many([3, 4], ff.AS_TEXT, "bulk", NEVER)
     assert frames.waiting == 3
+    frames.take()
     frames.forget(one)
     frames.forget(bulk)
     frames.forget(12345)
@@ -122,6 +119,7 @@ def test_expire_takes_out_what_is_late_and_tells_the_next_deadline() -> None:
     frames.read(2, ff.AS_TEXT, "two", 30.0)
     bulk = frames.read_many([3, 4], ff.AS_TEXT, "bulk", 20.0)
     frames.read(5, ff.AS_TEXT, "never", NEVER)
+    frames.take()
     assert frames.expire(9.9) == ([], 10.0)
     assert frames.expire(10.0) == (["one"], 20.0)
     assert frames.expire(25.0) == (["bulk"], 30.0)
@@ -142,7 +140,7 @@ def test_fail_all_tells_what_may_have_been_executed() -> None:
     frames.take()
     frames.read(4, ff.AS_TEXT, "unsent", NEVER)
     frames.replace_many([(5, "x"), (6, "y")], "unsent bulk", NEVER)
-    assert sorted(frames.fail_all()) == [
+    assert sorted(failed(frames)) == [
         ("sent", True),
         ("sent bulk", True),
         ("unsent", False),
@@ -161,7 +159,7 @@ def test_fail_all_is_right_about_every_prefix_that_was_taken() -> None:
             frames.read(i, ff.AS_TEXT, i, NEVER)
         if taken == 5:
             frames.take()
-        assert frames.fail_all() == [(i, i < taken) for i in range(5)]
+        assert failed(frames) == [(i, i < taken) for i in range(5)]
 
 
 def test_a_spoiled_bulk_does_not_disturb_what_fail_all_tells() -> None:
@@ -172,44 +170,7 @@ def test_a_spoiled_bulk_does_not_disturb_what_fail_all_tells() -> None:
     with pytest.raises(TypeError):
         frames.read_many(bad, ff.AS_TEXT, "spoiled", NEVER)
     frames.read(1, ff.AS_TEXT, "unsent", NEVER)
-    assert frames.fail_all() == [("sent", True), ("unsent", False)]
-
-
-class Index:
-    """An index whose conversion to an int does something first."""
-
-    def __init__(self, does: Callable[[], object]) -> None:
-        self._does = does
-
-    def __index__(self) -> int:
-        self._does()
-        return 1
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda frames: frames.take(),
-        lambda frames: frames.read(1, ff.AS_TEXT, "inner", NEVER),
-        lambda frames: frames.replace(1, "x", "inner", NEVER),
-        lambda frames: frames.request(PING, b"", ff.AS_NOTHING, "inner", NEVER),
-        lambda frames: frames.read_many([1], ff.AS_TEXT, "inner", NEVER),
-        lambda frames: frames.replace_many([(1, "x")], "inner", NEVER),
-    ],
-    ids=["take", "read", "replace", "request", "read_many", "replace_many"],
-)
-def test_a_bulk_is_built_alone(call: Callable[[ff.ClientFrames], object]) -> None:
-    """One of its items may be any object, whose code could take what is half built."""
-    frames = client()
-    frames.read(1, ff.AS_TEXT, "before", NEVER)
-    item: Any = Index(lambda: call(frames))
-    with pytest.raises(RuntimeError, match="at work"):
-        frames.read_many([1, item, 2], ff.AS_TEXT, "spoiled", NEVER)
-    with pytest.raises(RuntimeError, match="at work"):
-        frames.replace_many([(1, "x"), (item, "x")], "spoiled", NEVER)
-    frames.read(2, ff.AS_TEXT, "after", NEVER)
-    assert frames.take() == request(READ, b"\x01", 1) + request(READ, b"\x02", 2)
-    assert [waiter for waiter, _ in frames.fail_all()] == ["before", "after"]
+    assert failed(frames) == [("sent", True), ("unsent", False)]
 
 
 def test_the_list_of_a_bulk_may_change_while_it_is_built() -> None:

@@ -136,6 +136,7 @@ def ask(
 ) -> list[tuple[Any, Exception | None, Any]]:
     """What a client that asked for this outcome makes of an entry of "replies"."""
     frames = ff.ClientFrames(mailru=mailru, max_body=MAX_BODY)
+    frames._set_ids(1)
     assert frames.request(entry["func_id"], b"", outcome, "waiter", math.inf) == 1
     frames.take()
     outcomes: list[tuple[Any, Exception | None, Any]] = list(
@@ -200,6 +201,7 @@ def test_client_frames_hand_out_responses_as_they_are_on_the_wire(entry: dict[st
 )
 def test_one_storage_read_tells_the_dialect(entry: dict[str, Any]) -> None:
     frames = ff.ClientFrames(mailru=None, max_body=MAX_BODY)
+    frames._set_ids(1)
     frames.read(0, ff.AS_BYTES, "waiter", math.inf)
     assert len(frames.feed(bytes.fromhex(entry["reply"]))) == 1
     assert frames.mailru == (entry["dialect"] == "mailru")

@@ -93,7 +93,7 @@ def client_frames(data: bytes) -> None:
     assert type(whole[0].broken) is type(pieces[0].broken)
     waiters = [waiter for waiter, _, _ in outcomes]
     assert len(set(waiters)) == len(waiters)
-    left = {waiter for waiter, _ in whole[0].fail_all()}
+    left = {waiter for waiter, *_ in whole[0].fail_all()}
     assert left.isdisjoint(waiters)
     assert len(left) + len(waiters) == whole[2]
 

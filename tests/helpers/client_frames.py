@@ -21,7 +21,7 @@ from iproto.wire import FuncID, ReturnCode
 from tests.helpers.oracle import packed_str, response
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MAX_BODY = 1 << 20
 
@@ -41,7 +41,25 @@ dialects = pytest.mark.parametrize("mailru", [False, True], ids=["vk", "mailru"]
 
 def client(*, mailru: bool | None = False, max_body: int = MAX_BODY) -> ff.ClientFrames:
     """The client's side of a connection."""
-    return ff.ClientFrames(mailru=mailru, max_body=max_body)
+    frames = ff.ClientFrames(mailru=mailru, max_body=max_body)
+    frames._set_ids(1)
+    return frames
+
+
+class Index:
+    """An index whose conversion to an int does something first."""
+
+    def __init__(self, does: Callable[[], object]) -> None:
+        self._does = does
+
+    def __index__(self) -> int:
+        self._does()
+        return 1
+
+
+def failed(frames: ff.ClientFrames) -> list[tuple[Any, bool]]:
+    """Who hears of the end, and whether the request may have been executed."""
+    return [(waiter, may_have_executed) for waiter, may_have_executed, _ in frames.fail_all()]
 
 
 def broken_text(frames: ff.ClientFrames) -> str:

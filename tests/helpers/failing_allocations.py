@@ -349,7 +349,7 @@ class Asking:
         assert not self.wrong, self.wrong
         if self.frames.broken is None:
             assert sum(self.heard.values()) == len(self.expected)
-        for waiter, may_have_executed in self.frames.fail_all():
+        for waiter, may_have_executed, _ in self.frames.fail_all():
             assert may_have_executed
             self.heard[waiter.number] += 1
         for number in range(len(self.expected)):

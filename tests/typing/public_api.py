@@ -173,7 +173,9 @@ def errors(
 
     # Each is what it can be caught as.
     package: list[iproto.IprotoError] = [error, limited, lost, other, config]
-    transport: list[iproto.TransportError] = [lost]
+    too_long = iproto.ReplyTooLongError("over the limit", may_have_executed=True)
+    assert_type(too_long.item, int | None)
+    transport: list[iproto.TransportError] = [lost, too_long]
     values: list[ValueError] = [config, iproto.TextError("not UTF-8")]
     system: list[OSError] = [
         iproto.ConnectError("nobody there"),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING
 from iproto.bench.workload import Batch, Dealer, Outcome
+from iproto.checks import MAX_UINT32
 from iproto.client.arguments import MAX_BODY
 from iproto.client.reasons import reason_of
 from iproto.client.route import Route
@@ -67,7 +68,7 @@ class Load:
         self.stops = 0
         """How many words to stop have come."""
         self.selector = selectors.DefaultSelector()
-        self.route = Route(plan.target, MAX_BODY)
+        self.route = Route(plan.target, MAX_BODY, MAX_UINT32)
         self.dealer = Dealer(plan.mix, plan.contents)
         self.connections = [_Connection(self, number) for number in range(plan.connections)]
         self._progress = progress

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from iproto._fastframe import ClientFrames
 from iproto.checks import checked_dialect, checked_timeout
 from iproto.client.url import Target, parse_url
 from iproto.errors import ProtocolError
@@ -17,6 +16,7 @@ from iproto.errors import ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iproto._fastframe import ClientFrames
     from iproto.wire import Dialect
 
     Build = Callable[[ClientFrames, object, float], int]
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_BODY = 16 * 1024 * 1024
 """Bytes of the longest reply body that a client takes, unless told otherwise."""
+
+MAX_REQUEST = 1024 * 1024
+"""Bytes of the longest request body that a client sends: what servers take by default."""
 
 MAX_CONNECTIONS = 64
 """Connections of a blocking client at most, unless told otherwise: calls at once."""
@@ -55,26 +58,48 @@ def item_list(
     """The ``(index, content)`` pairs of a replace_many."""
     if isinstance(items, Mapping):
         items = cast("Mapping[int, str | bytes]", items).items()
-    pairs = list(items)
-    for position, pair in enumerate(pairs):
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f"item {position} is not a tuple (index, content): {pair!r}")
-    return pairs
-
-
-def check_build(build: Build) -> None:
-    """Raises what is wrong with a call's arguments before a connection is made for it."""
-    build(ClientFrames(mailru=False, max_body=1), None, 0.0)
+    return list(items)
 
 
 def pack_args(args: tuple[Any, ...]) -> bytes:
-    """Arguments of a user's function: one MsgPack array; datetimes as timestamps."""
+    """Arguments of a user function: one MsgPack array, as the server packs results.
+
+    Raises:
+        TypeError, ValueError, OverflowError: MsgPack cannot carry one; the text says which.
+    """
     # Not at the top: most processes make no such call.
     if not args:
         return b""  # which the built-in functions without arguments take too
+    try:
+        return _pack(args)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        for position, value in enumerate(args):
+            _check_argument(position, value)
+        raise
+
+
+def _pack(value: Any) -> bytes:
     import msgpack
 
-    return cast("bytes", msgpack.packb(args, datetime=True))
+    return cast("bytes", msgpack.packb(value, datetime=True, default=_to_plain))
+
+
+def _to_plain(value: Any) -> Any:
+    from iproto.results import to_plain  # it loads msgspec, which few calls need
+
+    return to_plain(value)
+
+
+def _check_argument(position: int, value: Any) -> None:
+    text = f"argument {position}, of type {type(value).__name__}, has no form in MsgPack"
+    try:
+        _pack(value)
+    except TypeError as error:
+        raise TypeError(f"{text}: {error}") from None
+    except OverflowError as error:
+        raise OverflowError(f"{text}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{text}: {error}") from None
 
 
 def unpack_result(func_id: int, body: bytes | None) -> Any:

@@ -12,13 +12,13 @@ from asyncio import CancelledError, get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
+from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT, ClientFrames
 from iproto.address import DEFAULT_URL
-from iproto.checks import checked_func_id, checked_max_body, checked_timeout
+from iproto.checks import checked_func_id, checked_max_body, checked_max_request, checked_timeout
 from iproto.client.arguments import (
     MAX_BODY,
+    MAX_REQUEST,
     NIL,
-    check_build,
     checked_body,
     item_list,
     make_target,
@@ -26,8 +26,11 @@ from iproto.client.arguments import (
     unpack_result,
 )
 from iproto.client.async_connection import Connection, Late
+from iproto.client.bulk import Bulk
+from iproto.client.link import Unexecuted
 from iproto.client.reasons import reply_timeout
 from iproto.client.route import Route
+from iproto.errors import Error, ReplyTooLongError, TextError
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from iproto.client.arguments import Build
+    from iproto.client.bulk import Rest
 
 
 class AsyncClient:
@@ -59,6 +63,8 @@ class AsyncClient:
         dialect: vk, mailru or auto, instead of the URL's.
         timeout: seconds, over 0, at most 86400, instead of the URL's.
         max_body: longest reply body taken, 1..2**32-1 bytes.
+        max_request: longest request body sent, 1..2**32-1 bytes; a longer one is refused as
+            the server would.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -71,10 +77,13 @@ class AsyncClient:
         dialect: Dialect | str | None = None,
         timeout: float | None = None,
         max_body: int = MAX_BODY,
+        max_request: int = MAX_REQUEST,
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
-        self._connection = Connection(Route(target, checked_max_body(max_body)))
+        self._connection = Connection(
+            Route(target, checked_max_body(max_body), checked_max_request(max_request))
+        )
 
     # Calls.
 
@@ -156,7 +165,7 @@ class AsyncClient:
         if not pairs:
             self._connection.check_usable(get_running_loop())
             return
-        await self._run(lambda f, w, d: f.replace_many(pairs, w, d), timeout)
+        await self._run(Bulk(ClientFrames.replace_many, pairs), timeout)
 
     async def switch_readonly(self, *, timeout: float | None = None) -> None:
         """Puts the storage into READ_ONLY: reads work, writes fail."""
@@ -216,43 +225,57 @@ class AsyncClient:
             self._connection.check_usable(get_running_loop())
             return []
         results: list[Any] = await self._run(
-            lambda f, w, d: f.read_many(slots, outcome, w, d), timeout
+            Bulk(lambda f, items, w, d: f.read_many(items, outcome, w, d), slots), timeout
         )
         return results
 
     async def _do(self, func_id: int, body: bytes, outcome: int, timeout: float | None) -> Any:
         return await self._run(lambda f, w, d: f.request(func_id, body, outcome, w, d), timeout)
 
-    async def _run(self, build: Build, timeout: float | None) -> Any:
-        """One call, from its frames to its result."""
+    async def _run(self, build: Build, timeout: float | None, deadline: float = 0.0) -> Any:
+        """One call, from its frames to its result; ``deadline`` if it began earlier."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        deadline = monotonic() + seconds
+        deadline = deadline or monotonic() + seconds
         connection = self._connection
-        link = connection.open
         loop = get_running_loop()
-        if link is None or loop is not connection.loop:
-            connection.check_usable(loop)
-            check_build(build)
-            link = await connection.opened(loop, deadline, seconds)
-        waiter = loop.create_future()
-        first = build(link.frames, waiter, deadline)
-        if not link.flushing:
-            link.flush_soon()
-        if deadline < connection.timer_at:
-            connection.set_timer(deadline)
-        chunks = link.state.chunks
+        while True:
+            link = connection.open
+            if link is None or loop is not connection.loop:
+                connection.check_usable(loop)
+                # What is wrong with the arguments must not cost a connection.
+                build(connection.route.new_frames(), None, 0.0)
+                link = await connection.opened(loop, deadline, seconds)
+            waiter = loop.create_future()
+            first = build(link.frames, waiter, deadline)
+            if not link.flushing:
+                link.flush_soon()
+            if deadline < connection.timer_at:
+                connection.set_timer(deadline)
+            chunks = link.state.chunks
+            try:
+                return await waiter
+            except (CancelledError, GeneratorExit):
+                link.frames.forget(first)
+                raise
+            except Late:
+                raise reply_timeout(
+                    connection.route.target,
+                    seconds,
+                    dropped=link.suspect(chunks, seconds, monotonic()),
+                    missing=link.frames.bytes_missing,
+                ) from None
+            except Unexecuted as why:
+                partial = why.partial
+            # The server went away, and did not execute it: it is for the next one.
+            if partial is not None and isinstance(build, Bulk):
+                return await self._run_rest(build.rest(partial), seconds, deadline)
+
+    async def _run_rest(self, rest: Rest, seconds: float, deadline: float) -> list[Any]:
         try:
-            return await waiter
-        except (CancelledError, GeneratorExit):
-            link.frames.forget(first)
-            raise
-        except Late:
-            raise reply_timeout(
-                connection.route.target,
-                seconds,
-                dropped=link.suspect(chunks, seconds, monotonic()),
-                missing=link.frames.bytes_missing,
-            ) from None
+            rest.add(await self._run(rest.bulk, seconds, deadline))
+        except (Error, TextError, ReplyTooLongError) as error:
+            rest.fail(error)
+        return rest.outcome()
 
     # The connection.
 

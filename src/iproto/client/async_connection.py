@@ -20,6 +20,7 @@ from iproto._fastframe import AS_BYTES
 from iproto.client.async_dial import dial
 from iproto.client.async_link import Link
 from iproto.client.dial import DialError
+from iproto.client.link import Unexecuted
 from iproto.client.reasons import (
     closed_error,
     ended_error,
@@ -63,6 +64,8 @@ class Connection:
         self._closed = False
         self._forked = False
         self._link: Link | None = None
+        # Links that take no further call, and still have some in flight.
+        self._retired: list[Link] = []
         self._connecting: asyncio.Task[None] | None = None
         # Who waits for `open`, and until when.
         self._gate: dict[asyncio.Future[Link | None], float] = {}
@@ -109,9 +112,9 @@ class Connection:
             ends.append(self._connecting)
             self._connecting = None
         self._release(lambda: closed_error(may_have_executed=False))
-        if self._link is not None:
-            ends.append(self._link.closed)
-            self._link.end(closed_error(may_have_executed=True))
+        for link in self._links():
+            ends.append(link.closed)
+            link.end(closed_error(may_have_executed=True))
         if ends:
             await asyncio.wait(ends, timeout=_CLOSE_WAIT)
 
@@ -138,7 +141,7 @@ class Connection:
                     # the deadlines of those who did.
                     self._connecting.cancel()
                     self._connecting = None
-            if made is not None and made.state.ended is not None:
+            if made is not None and made.state.ended is not None and not made.frames.shut_down:
                 raise unusable_error(self.route.target, made.state.ended)
         return link
 
@@ -168,6 +171,10 @@ class Connection:
             if begun:
                 self.route.backoff.failed("no answer in time")
             raise
+        except Unexecuted:
+            # The server went away: those who wait make an attempt for the next one.
+            self._connecting = None
+            self._release(None)
         except (DialError, ConnectionError, IprotoError) as error:
             failure = error.error if isinstance(error, DialError) else error
             self._connecting = None
@@ -230,8 +237,17 @@ class Connection:
             self.open = link
             self._release(None)
 
+    def retired(self, link: Link) -> None:
+        """The link takes no further call: the next one makes another."""
+        if self._link is link:
+            self._link = self.open = None
+            self._retired.append(link)
+            self._release(None)
+
     def ended(self, link: Link) -> None:
         """The link is of no use any more: the next call makes another."""
+        if link in self._retired:
+            self._retired.remove(link)
         if self._link is not link:
             return
         self._link = self.open = None
@@ -254,8 +270,10 @@ class Connection:
         self.timer_at = earliest = inf
         now = monotonic()
         late: list[asyncio.Future[Any]] = []
-        if self._link is not None:
-            late, earliest = self._link.frames.expire(now)
+        for link in self._links():
+            expired, soonest = link.frames.expire(now)
+            late += expired
+            earliest = min(earliest, soonest)
         for waiter, deadline in self._gate.items():
             if deadline <= now:
                 late.append(waiter)
@@ -272,8 +290,12 @@ class Connection:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._link is not None and self.loop is not None and not self.loop.is_closed():
-            self._link.end(closed_error(may_have_executed=True))
+        if self.loop is not None and not self.loop.is_closed():
+            for link in self._links():
+                link.end(closed_error(may_have_executed=True))
+
+    def _links(self) -> list[Link]:
+        return [*self._retired] if self._link is None else [self._link, *self._retired]
 
     def after_fork(self) -> None:
         """In a child: the link's socket, and the loop's selector, are the parent's."""

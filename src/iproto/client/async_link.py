@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from iproto.client.link import LinkState
     from iproto.client.route import Route
     from iproto.errors import IprotoError
+
+
+# Bytes taken from the socket of a link that was lost, at once.
+_CHUNK = 65536
 
 
 class Owner(Protocol):
@@ -18,6 +24,7 @@ class Owner(Protocol):
 
     def paused(self, link: Link) -> None: ...
     def resumed(self, link: Link) -> None: ...
+    def retired(self, link: Link) -> None: ...
     def ended(self, link: Link) -> None: ...
 
 
@@ -50,6 +57,10 @@ class Link(asyncio.Protocol):
                 waiter.set_exception(error)
         if state.fault is not None:
             self.end(state.fault)
+        elif self.frames.retired:
+            self._owner.retired(self)
+            if not self.frames.waiting:
+                self.end(f"{state.address} was about to close the connection")
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -62,7 +73,16 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
+        if exc is not None and self.state.ended is None:
+            self._receive_rest()
         self.end(self.state.lost_reason(exc))
+
+    def _receive_rest(self) -> None:
+        """A write failed: what had come before may say why, and what was not executed."""
+        sock = self._transport.get_extra_info("socket")
+        with suppress(OSError):
+            while self.state.ended is None and (data := os.read(sock.fileno(), _CHUNK)):
+                self.data_received(data)
 
     def flush_soon(self) -> None:
         """Sends what is built, and will be built in this loop turn, at its end."""

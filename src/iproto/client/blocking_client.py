@@ -6,17 +6,19 @@ import warnings
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT
+from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT, ClientFrames
 from iproto.address import DEFAULT_URL
 from iproto.checks import (
     checked_func_id,
     checked_max_body,
     checked_max_connections,
+    checked_max_request,
     checked_timeout,
 )
 from iproto.client.arguments import (
     MAX_BODY,
     MAX_CONNECTIONS,
+    MAX_REQUEST,
     NIL,
     checked_body,
     item_list,
@@ -25,8 +27,11 @@ from iproto.client.arguments import (
     unpack_result,
 )
 from iproto.client.blocking_link import Waiter
+from iproto.client.bulk import Bulk
+from iproto.client.link import Unexecuted
 from iproto.client.pool import Pool
 from iproto.client.route import Route
+from iproto.errors import Error, ReplyTooLongError, TextError
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from iproto.client.arguments import Build
+    from iproto.client.bulk import Rest
 
 
 class Client:
@@ -60,6 +66,8 @@ class Client:
         dialect: vk, mailru or auto, instead of the URL's.
         timeout: seconds, over 0, at most 86400, instead of the URL's.
         max_body: longest reply body taken, 1..2**32-1 bytes.
+        max_request: longest request body sent, 1..2**32-1 bytes; a longer one is refused as
+            the server would.
         max_connections: connections at most, 1..4096; further calls wait for one.
 
     Raises:
@@ -73,12 +81,14 @@ class Client:
         dialect: Dialect | str | None = None,
         timeout: float | None = None,
         max_body: int = MAX_BODY,
+        max_request: int = MAX_REQUEST,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
         self._pool = Pool(
-            Route(target, checked_max_body(max_body)), checked_max_connections(max_connections)
+            Route(target, checked_max_body(max_body), checked_max_request(max_request)),
+            checked_max_connections(max_connections),
         )
 
     # Calls.
@@ -159,7 +169,7 @@ class Client:
         if not pairs:
             self._pool.check_open()
             return
-        self._run(lambda f, w, d: f.replace_many(pairs, w, d), timeout)
+        self._run(Bulk(ClientFrames.replace_many, pairs), timeout)
 
     def switch_readonly(self, *, timeout: float | None = None) -> None:
         """Puts the storage into READ_ONLY: reads work, writes fail."""
@@ -216,7 +226,9 @@ class Client:
         if not slots:
             self._pool.check_open()
             return []
-        results: list[Any] = self._run(lambda f, w, d: f.read_many(slots, outcome, w, d), timeout)
+        results: list[Any] = self._run(
+            Bulk(lambda f, items, w, d: f.read_many(items, outcome, w, d), slots), timeout
+        )
         return results
 
     def _do(self, func_id: int, body: bytes, outcome: int, timeout: float | None) -> Any:
@@ -225,7 +237,28 @@ class Client:
     def _run(self, build: Build, timeout: float | None) -> Any:
         """One call, from its frames to its result."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        deadline = monotonic() + seconds
+        return self._run_until(build, monotonic() + seconds, seconds)
+
+    def _run_until(self, build: Build, deadline: float, seconds: float) -> Any:
+        while True:
+            waiter = self._settled(build, deadline, seconds)
+            if waiter.error is None:
+                return waiter.result
+            if not isinstance(waiter.error, Unexecuted):
+                raise waiter.error
+            # The server went away, and did not execute it: it is for the next one.
+            if waiter.error.partial is not None and isinstance(build, Bulk):
+                return self._run_rest(build.rest(waiter.error.partial), deadline, seconds)
+
+    def _run_rest(self, rest: Rest, deadline: float, seconds: float) -> list[Any]:
+        try:
+            rest.add(self._run_until(rest.bulk, deadline, seconds))
+        except (Error, TextError, ReplyTooLongError) as error:
+            rest.fail(error)
+        return rest.outcome()
+
+    def _settled(self, build: Build, deadline: float, seconds: float) -> Waiter:
+        """Sends a call's frames, and waits for the outcome."""
         waiter = Waiter()
         pool = self._pool
         try:
@@ -236,9 +269,7 @@ class Client:
         except BaseException:
             pool.release(waiter)  # again: a signal's handler may have cut that off
             raise
-        if waiter.error is not None:
-            raise waiter.error
-        return waiter.result
+        return waiter
 
     # The connection.
 

@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BYTES
-from iproto.client.arguments import check_build
 from iproto.client.dial import DialError, dial
 from iproto.client.polling import new_poller
 from iproto.client.reasons import (
@@ -85,7 +84,8 @@ class Link:
                 the server answers, or that the connection was lost, is the waiter's.)
         """
         if not self.is_open():
-            check_build(build)
+            # What is wrong with the arguments must not cost a connection.
+            build(self._pool.route.new_frames(), None, 0.0)
             self.connect(deadline, seconds)
         self._exchange(build, waiter, deadline)
         if not waiter.done:
@@ -144,6 +144,8 @@ class Link:
         if self.state.frames.mailru is None:
             self._probe(began, deadline, seconds)
         pool.check_open()
+        if self.state.frames.shut_down:
+            self.connect(deadline, seconds)  # to where the next server is
 
     def _probe(self, began: float, deadline: float, seconds: float) -> None:
         """Finds out the server's dialect, with a read."""
@@ -155,6 +157,8 @@ class Link:
             route.backoff.failed("no answer in time", began)
             raise unconnected_timeout(route, seconds)
         assert self.state is not None
+        if self.state.frames.shut_down:
+            return
         failure: Exception | None = None
         try:
             route.probed(self.state.frames, waiter.error)
@@ -189,7 +193,7 @@ class Link:
             # A reply that came before its request had left: the rest would be cut off.
             self._busy = not waiter.done or bool(unsent)
         finally:
-            if self._busy:
+            if self._busy or state.frames.retired:
                 self.close()
 
     def _send(self, sock: socket.socket, state: LinkState, unsent: memoryview) -> memoryview:
@@ -200,6 +204,11 @@ class Link:
         except OSError as failure:
             if failure.errno is None:
                 raise  # a signal's handler did
+            # What had come before may say why, and what was not executed.
+            chunks = -1
+            while state.ended is None and state.chunks != chunks:
+                chunks = state.chunks
+                self._receive(sock, state)
             self._end(state, state.lost_reason(failure))
             return memoryview(b"")
 
@@ -225,6 +234,8 @@ class Link:
 
     def _end(self, state: LinkState, reason: str | IprotoError) -> None:
         """The connection is of no use any more: the call that has it fails."""
+        if state.ended is not None:
+            return
         if self._pool.closed:
             reason = closed_error(may_have_executed=True)
         for waiter, error in state.end(reason):

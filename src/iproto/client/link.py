@@ -4,10 +4,12 @@ The links of the asyncio client, the blocking client and the load share it. It
 keeps four rules:
 
 1. A link is open until it ends, and ends once: the first reason counts.
-2. A link ends when the transport loses it, when its stream cannot be read on,
-   when its peer is silent for too long, or when its own side gives it up.
+2. A link ends when the transport loses it, when its stream cannot be read on, when
+   its peer announces its end, when that is silent for too long, or when its own side
+   gives it up. It retires, and takes no further call, when its peer is to close it.
 3. At the end every request in flight fails, with an error of its own that says
-   whether the server may have executed it.
+   whether the server may have executed it. What was in flight when the peer announced
+   its end was not: it is ``Unexecuted``, and may be sent again.
 4. A call that times out is no proof of a dead peer. In silence the peer is asked
    for a sign of life first; and while other calls have time left, their link is
    kept, unless the silence lasts.
@@ -18,17 +20,32 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from iproto._fastframe import AS_NOTHING
+from iproto._fastframe import AS_NOTHING, UNANSWERED
 from iproto.client.reasons import lost_error, lost_reason, silent_reason
 from iproto.wire import FuncID
 
 if TYPE_CHECKING:
     from iproto._fastframe import ClientFrames
+    from iproto.client.bulk import Partial
     from iproto.errors import IprotoError
 
 # Seconds of silence, after the peer was asked for a sign of life, for which a link
 # is kept whose other calls have time left. As long as a call by default.
 SILENCE = 5.0
+
+
+class Unexecuted(Exception):
+    """Tells a call that its server went away without executing it; never leaves the client.
+
+    Args:
+        partial: of a bulk, what was answered; see ``ClientFrames.fail_all``.
+    """
+
+    def __init__(self, partial: Partial | None) -> None:
+        super().__init__(partial)
+        # A bulk of which nothing was answered is as good as unsent.
+        answered = partial is not None and any(item is not UNANSWERED for item in partial[0])
+        self.partial = partial if answered else None
 
 
 class LinkState:
@@ -62,9 +79,12 @@ class LinkState:
         return self.frames.feed(data)
 
     @property
-    def fault(self) -> IprotoError | None:
+    def fault(self) -> str | IprotoError | None:
         """Why the link must end now, by what it has received."""
-        return self.frames.broken
+        frames = self.frames
+        if frames.broken is not None:
+            return frames.broken
+        return f"{self.address} is shutting down" if frames.shut_down else None
 
     def suspect(self, chunks: int, seconds: float, now: float) -> bool:
         """A call timed out: whether the link is dropped for it.
@@ -94,7 +114,7 @@ class LinkState:
         """Why the transport lost the link: by this error, or by the peer's close (None)."""
         return lost_reason(self.address, error)
 
-    def end(self, reason: str | IprotoError) -> list[tuple[Any, IprotoError]]:
+    def end(self, reason: str | IprotoError) -> list[tuple[Any, IprotoError | Unexecuted]]:
         """Ends the link, if it has not ended yet.
 
         Returns:
@@ -103,7 +123,8 @@ class LinkState:
         if self.ended is not None:
             return []
         self.ended = reason
+        shut_down = self.frames.shut_down and isinstance(reason, str)
         return [
-            (waiter, lost_error(reason, may_have_executed))
-            for waiter, may_have_executed in self.frames.fail_all()
+            (waiter, Unexecuted(partial) if shut_down else lost_error(reason, may_have_executed))
+            for waiter, may_have_executed, partial in self.frames.fail_all()
         ]

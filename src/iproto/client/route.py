@@ -101,9 +101,10 @@ class Route:
     Args:
         target: the server.
         max_body: bytes of the longest reply body taken.
+        max_request: bytes of the longest request body sent.
     """
 
-    def __init__(self, target: Target, max_body: int) -> None:
+    def __init__(self, target: Target, max_body: int, max_request: int) -> None:
         self.target = target
         self.dialect = target.dialect
         """The server's; AUTO while it is not known."""
@@ -113,11 +114,16 @@ class Route:
         self.last_failure: Callable[[], IprotoError] | None = None
         """Makes the error of the last of them."""
         self._max_body = max_body
+        self._max_request = max_request
 
     def new_link(self) -> LinkState:
         """The state of a new connection."""
+        return LinkState(self.new_frames(), self.target.address)
+
+    def new_frames(self) -> ClientFrames:
+        """A codec, of a new connection or to look at a call's arguments."""
         mailru = None if self.dialect is Dialect.AUTO else self.dialect is Dialect.MAILRU
-        return LinkState(ClientFrames(mailru=mailru, max_body=self._max_body), self.target.address)
+        return ClientFrames(mailru=mailru, max_body=self._max_body, max_request=self._max_request)
 
     def tune(self, sock: _Socket) -> None:
         """Small frames leave at once, and a peer that vanished is noticed when idle."""
@@ -160,6 +166,6 @@ class Route:
         """A connection ended that calls had used, or could have."""
         if isinstance(link.ended, DialectError):
             self.dialect = self.target.dialect  # the server has changed; find out anew
-        elif not link.chunks:
-            # Accepted and then nothing: to be spaced as a failed attempt is.
+        elif not link.frames.answered:
+            # Accepted and then no reply: to be spaced as a failed attempt is.
             self.backoff.failed(str(link.ended))
