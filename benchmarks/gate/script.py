@@ -145,14 +145,18 @@ def echo(text: str) -> str:
 
 def echo_of(*, is_async: bool) -> dict[int, UserFunction]:
     """The user function, as a server has it."""
+    import logging
+
     import iproto
     from iproto.server.calls import callee_of
+    from iproto.server.repeats import Repeats
 
     app = iproto.App()
     app.function(USER_FUNCTION)(echo)
     function = app.functions[USER_FUNCTION]
     function.is_async = is_async
-    return {USER_FUNCTION: callee_of(function, FIRST_USER_ROW, iproto.Config())}
+    failures = Repeats(logging.getLogger("iproto.app"))
+    return {USER_FUNCTION: callee_of(function, FIRST_USER_ROW, iproto.Config(), failures)}
 
 
 def new_frames(areas: int = 1, *, is_async: bool = False, in_file: bool = False) -> ServerFrames:

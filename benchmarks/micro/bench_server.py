@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from benchmarks.gate.script import (
 from iproto._fastframe import FIRST_USER_ROW
 from iproto.metrics.collectors import StorageCollector
 from iproto.server.calls import callee_of
+from iproto.server.repeats import Repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +143,9 @@ def test_plain_function(benchmark: BenchmarkFixture, storage: Storage, kind: str
         return text
 
     app.function(USER_FUNCTION)(typed if kind == "typed" else untyped)
-    callee = callee_of(app.functions[USER_FUNCTION], FIRST_USER_ROW, iproto.Config())
+    callee = callee_of(
+        app.functions[USER_FUNCTION], FIRST_USER_ROW, iproto.Config(), Repeats(logging.getLogger())
+    )
     frames = iproto._fastframe.ServerFrames(
         storage, mailru=False, max_body=4096, max_calls=64, functions={USER_FUNCTION: callee}
     )

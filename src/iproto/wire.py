@@ -178,6 +178,8 @@ class CloseReason(enum.IntEnum):
     """Its worker process died."""
     FAILED = 10
     """An error came up within the server, out of memory most likely; the log says which."""
+    REFUSED = 11
+    """Few file descriptors were left, and it was closed at once."""
     # end of close reasons
 
 

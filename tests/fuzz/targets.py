@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import logging
 import math
 import struct
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -22,6 +23,7 @@ from iproto.app import App
 from iproto.errors import Error, IllegalParamsError, IprotoError
 from iproto.server.calls import callee_of
 from iproto.server.config import Config
+from iproto.server.repeats import Repeats
 from iproto.wire import HEADER_BYTES, SLOT_BYTES, SLOT_COUNT, FuncID, State
 from tests.helpers.callees import answer, callee, take_calls
 from tests.helpers.oracle import (
@@ -290,7 +292,7 @@ def _functions() -> list[tuple[str, tuple[Any, ...], ff.UserFunction]]:
         (
             function.name,
             tuple(hint for name, hint in get_type_hints(function.call).items() if name != "return"),
-            callee_of(function, ff.FIRST_USER_ROW, Config()),
+            callee_of(function, ff.FIRST_USER_ROW, Config(), Repeats(logging.getLogger())),
         )
         for function in app.functions.values()
     ]

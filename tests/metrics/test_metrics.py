@@ -7,19 +7,20 @@ import contextlib
 import errno
 import http.client
 import itertools
+import re
 import resource
 import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
-from wsgiref.simple_server import WSGIServer
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import iproto
 from iproto import FuncID
+from iproto.sockets import SpareDescriptor
 from tests.helpers.harness import (
     PATIENCE,
     Served,
@@ -97,6 +98,7 @@ def test_the_tasks_names_are_there_and_add_up(loop_name: str) -> None:
         codes = {
             (dict(labels)["function"], dict(labels)["code"]): count
             for labels, count in samples["iproto_requests_total"].items()
+            if count
         }
         assert codes == {
             ("STORAGE_REPLACE", "OK"): 10,
@@ -163,6 +165,74 @@ def test_users_functions_have_their_names_and_the_unknown_share_one() -> None:
         assert value(samples, "iproto_service_seconds_count", function="repeat") == 2
 
 
+def test_every_series_of_the_known_functions_is_there_from_the_start() -> None:
+    app = iproto.App()
+    app.function(0x30001, name="mine")(lambda: None)
+    functions = [*iproto.FuncID.__members__, "unknown", "mine"]
+    with serving(app, metrics_bind="127.0.0.1:0") as served:
+        samples = scrape(served)
+    expected = {
+        (("code", code), ("function", function))
+        for function in functions
+        for code in [*iproto.ReturnCode.__members__, "other"]
+    }
+    assert samples["iproto_requests_total"] == dict.fromkeys(expected, 0.0)
+    for function in functions:
+        assert value(samples, "iproto_service_seconds_count", function=function) == 0
+
+
+def test_a_scrape_may_name_its_metrics() -> None:
+    with serving(metrics_bind="127.0.0.1:0") as served:
+        metrics = served.server.metrics_address
+        query = "/metrics?name[]=storage_reads_total&name[]=iproto_ready"
+        status, text = get(metrics, query)
+        assert (status, set(parse(text))) == (200, {"storage_reads_total", "iproto_ready"})
+        status, text = get(metrics, "/metrics?name[]=iproto_connections_closed")
+        assert (status, set(parse(text))) == (200, {"iproto_connections_closed_total"})
+        status, text = get(metrics, "/metrics?name[]=nothing")
+        assert (status, text) == (404, "no metric is called nothing\n")
+
+
+def test_head_is_get_without_the_body_and_other_methods_are_refused() -> None:
+    with serving(metrics_bind="127.0.0.1:0") as served:
+        metrics = served.server.metrics_address
+        assert metrics is not None
+        for path, status in (("/metrics", 200), ("/readyz", 200), ("/", 404)):
+            raw = exchange(metrics, f"HEAD {path} HTTP/1.0\r\n\r\n")
+            head, _, body = raw.partition("\n\n")
+            assert (head.split()[1], body) == (str(status), "")
+            length = re.search(r"^Content-Length: (\d+)$", head, re.MULTILINE)
+            assert length is not None
+            if path != "/metrics":
+                assert int(length[1]) == len(get(metrics, path)[1])
+        raw = exchange(metrics, "POST /metrics HTTP/1.0\r\n\r\n")
+        assert raw.split()[1] == "405"
+        assert "\nAllow: GET, HEAD" in raw
+
+
+def exchange(address: Address, request: str) -> str:
+    """All bytes that come for a request, as they come."""
+    with socket.create_connection((address.host, address.port), PATIENCE) as sock:
+        sock.sendall(request.encode())
+        with sock.makefile("rb") as file:
+            return file.read().decode().replace("\r\n", "\n")
+
+
+def test_silent_clients_do_not_keep_health_from_its_answer() -> None:
+    """Far more of them than are served at once, and the time-out is far away."""
+    with serving(metrics_bind="127.0.0.1:0") as served, contextlib.ExitStack() as stack:
+        metrics = served.server.metrics_address
+        assert metrics is not None
+        for _ in range(65):
+            silent = socket.create_connection((metrics.host, metrics.port), PATIENCE)
+            stack.enter_context(silent)
+        begun = time.monotonic()
+        for path in ("/healthz", "/readyz", "/metrics") * 3:
+            assert get(metrics, path)[0] == 200
+        # None of them waited for a silent client's time: that is 5 seconds for each.
+        assert time.monotonic() - begun < 5
+
+
 def test_the_state_is_one_of_three() -> None:
     storage = iproto.Storage()
     with serving(storage=storage, metrics_bind="127.0.0.1:0") as served:
@@ -181,6 +251,7 @@ def test_process_loop_and_build_are_described() -> None:
         expected = -1 if limit == resource.RLIM_INFINITY else limit
         assert value(samples, "process_virtual_memory_max_bytes") == expected
         assert value(samples, "iproto_asyncio_tasks") >= 1
+        assert value(samples, "go_goroutines") == value(samples, "iproto_asyncio_tasks")
         assert value(samples, "iproto_ready") == 1
         assert "iproto_event_loop_lag_seconds_count" in samples
         ((build, on),) = samples["iproto_build_info"].items()
@@ -282,15 +353,15 @@ def test_a_scrape_while_the_server_is_busy_is_whole() -> None:
             thread.join(PATIENCE)
 
 
-def counted_accepts(monkeypatch: pytest.MonkeyPatch, server: type[Any]) -> list[float]:
+def counted_accepts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When the endpoint tried to accept a connection; every try fails."""
     tries: list[float] = []
 
-    def fail(_self: object) -> NoReturn:
+    def fail(_self: object, _listener: object) -> NoReturn:
         tries.append(time.monotonic())
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(server, "get_request", fail)
+    monkeypatch.setattr(SpareDescriptor, "accept", fail)
     return tries
 
 
@@ -300,7 +371,7 @@ def test_the_endpoint_waits_after_accepting_failed(monkeypatch: pytest.MonkeyPat
         metrics = served.server.metrics_address
         assert metrics is not None
         with monkeypatch.context() as patch:
-            tries = counted_accepts(patch, WSGIServer)
+            tries = counted_accepts(patch)
             with socket.create_connection((metrics.host, metrics.port)):
                 threading.Event().wait(1.2)
         assert 1 <= len(tries) <= 4
@@ -327,11 +398,8 @@ def test_a_request_that_dribbles_in_is_cut_off(monkeypatch: pytest.MonkeyPatch) 
                             break
 
 
-def test_the_threads_of_the_endpoint_are_bounded_and_come_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Connections over the bound wait, and are answered when others are gone."""
-    monkeypatch.setattr("iproto.metrics.http.REQUEST_TIMEOUT", 1.0)
+def test_the_threads_of_the_endpoint_are_bounded_and_come_back() -> None:
+    """A connection over the bound is served, and one that was silent for long is cut off."""
     with serving(metrics_bind="127.0.0.1:0") as served:
         metrics = served.server.metrics_address
         assert metrics is not None

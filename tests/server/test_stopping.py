@@ -172,7 +172,7 @@ def test_a_drain_ends_at_its_time_limit_with_exit_code_1(slow_app: Path) -> None
         running.process.send_signal(signal.SIGTERM)
         code, log = running.end()
         assert code == 1
-        assert "aborting 1 connections that were not done in time" in log
+        assert "aborting 1 connection not done in time" in log
 
 
 STUBBORN_APP = """
@@ -224,7 +224,7 @@ def test_a_slow_reader_that_still_sends_gets_all_replies_of_a_drain(loop: str) -
         with Peer(parse_address(running.addresses[0]), receive_buffer=8192) as peer:
             peer.send(read_frame(0) * count)
             running.process.send_signal(signal.SIGTERM)
-            running.wait_for("draining 1 connections")
+            running.wait_for("draining 1 connection")
             got = 0
             while chunk := peer.sock.recv(1 << 15):
                 got += len(chunk)
@@ -241,7 +241,7 @@ def test_a_second_signal_ends_at_once(slow_app: Path) -> None:
         peer.send(frame(0x30001) + frame(FuncID.PING, request_id=3))
         assert peer.reply().request_id == 3
         running.process.send_signal(signal.SIGTERM)
-        running.wait_for("draining 1 connections")
+        running.wait_for("draining 1 connection")
         running.process.send_signal(signal.SIGTERM)
         assert running.end()[0] == 128 + signal.SIGTERM
 

@@ -30,6 +30,7 @@ from iproto.client.reasons import reason_of
 from iproto.client.route import Route
 from iproto.errors import ConnectError
 from iproto.wire import FuncID
+from iproto.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,9 +144,9 @@ class Load:
 
     def _not_connected(self, reason: str) -> ConnectError:
         ready = sum(c.connected for c in self.connections)
+        wanted = counted(len(self.connections), "connection")
         return ConnectError(
-            f"cannot open {len(self.connections)} connections to {self.plan.target.address}, "
-            f"but {ready}: {reason}"
+            f"cannot open {wanted} to {self.plan.target.address}, but {ready}: {reason}"
         )
 
     def _finish(self, seconds: float) -> None:

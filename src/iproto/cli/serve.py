@@ -61,20 +61,25 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from iproto.server.logs import flush_log
     from iproto.workers import upgrade
 
-    return upgrade.take_over(partial(_serve_now, options))
+    try:
+        return upgrade.take_over(partial(_serve_now, options))
+    finally:
+        flush_log()  # an error is to be the last line
 
 
 def _serve_now(options: argparse.Namespace) -> int:
     from iproto.server import startup
+    from iproto.server.logs import set_up_logging
     from iproto.server.settings import read_settings
     from iproto.workers import upgrade
 
     read = partial(read_settings, vars(options), os.environ)
     inheritance = upgrade.inherited()
     config = read() if inheritance is None else inheritance.config
-    startup.set_up_logging(config.log_level)
+    set_up_logging(config.log_level)
     area = upgrade.trial_area()
     if inheritance is not None and area is not None:
         from iproto.workers import trial

@@ -124,11 +124,10 @@ class StorageCollector(Collector):
         columns = [code.name for code in CODE_COLUMNS] + ["other"]
         for row, name in names.items():
             answered = counters["requests"][row]
-            if not any(answered):
-                continue
+            # Every series is there from the start, with 0: rate() misses the first
+            # failures of one that appears with them.
             for column, code in enumerate(columns):
-                if answered[column]:
-                    requests.add_metric([name, code], answered[column])
+                requests.add_metric([name, code], answered[column])
             seconds.add_metric(
                 [name],
                 buckets=_cumulative(counters["buckets"][row], BUCKET_BOUNDS),
@@ -139,7 +138,14 @@ class StorageCollector(Collector):
 
     def _loop_metrics(self, counters: Any) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "iproto_asyncio_tasks", "asyncio tasks that are running", counters["tasks"]
+            "iproto_asyncio_tasks",
+            "asyncio tasks that are running, of all worker processes together",
+            counters["tasks"],
+        )
+        yield GaugeMetricFamily(
+            "go_goroutines",
+            "The same, by the name that dashboards for services in Go have for it",
+            counters["tasks"],
         )
         lag = HistogramMetricFamily(
             "iproto_event_loop_lag_seconds",
@@ -184,11 +190,12 @@ class WorkersCollector(Collector):
 
     Args:
         figures: looks them up: for each position its number, connections open now,
-            requests answered, CPU seconds used, resident bytes, and restarts.
+            requests answered, CPU seconds used, resident bytes, restarts, open
+            descriptors, and how many may be open.
     """
 
     def __init__(
-        self, figures: Callable[[], Iterable[tuple[int, int, int, float, int, int]]]
+        self, figures: Callable[[], Iterable[tuple[int, int, int, float, int, int, int, int]]]
     ) -> None:
         self._figures = figures
 
@@ -209,11 +216,42 @@ class WorkersCollector(Collector):
             CounterMetricFamily(
                 "iproto_worker_restarts", "Workers that died and were replaced", labels=labels
             ),
+            GaugeMetricFamily("iproto_worker_open_fds", "Open file descriptors", labels=labels),
+            GaugeMetricFamily(
+                "iproto_worker_max_fds", "File descriptors that may be open", labels=labels
+            ),
         ]
         for position, *values in self._figures():
             for family, value in zip(families, values, strict=True):
                 family.add_metric([str(position)], value)
         yield from families
+
+
+class NamedCollector(Collector):
+    """The metrics of certain names, collected at once.
+
+    Args:
+        collector: of all metrics.
+        names: of metrics, or of their samples: ``storage_reads`` or ``storage_reads_total``.
+    """
+
+    def __init__(self, collector: Collector, names: Iterable[str]) -> None:
+        wanted = set(names)
+        self.metrics: list[Metric] = []
+        """Those that there are."""
+        for metric in collector.collect():
+            samples = [s for s in metric.samples if wanted & {metric.name, s.name}]
+            if samples:
+                metric.samples = samples
+                self.metrics.append(metric)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: saves the registry a collection at registration."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Those metrics."""
+        yield from self.metrics
 
 
 class YieldingCollector(Collector):

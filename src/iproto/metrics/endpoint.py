@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,7 +18,7 @@ from prometheus_client import (
 
 from iproto.address import Address, address_of
 from iproto.errors import ConfigError
-from iproto.metrics.collectors import Source, StorageCollector, YieldingCollector
+from iproto.metrics.collectors import NamedCollector, Source, StorageCollector, YieldingCollector
 from iproto.metrics.http import HTTPServer
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class MetricsEndpoint:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self._metrics_app: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
+        self._registry = registry
+        self._scraping = threading.Lock()  # many at once would take each other's time
         try:
             self._http = HTTPServer.on(address, self._answer, listener)
         except OSError as error:
@@ -100,9 +102,27 @@ class MetricsEndpoint:
         self._thread.join()
 
     def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        method = environ["REQUEST_METHOD"]
+        if method == "GET":
+            return self._get(environ, start_response)
+        if method != "HEAD":
+            refused = HTTPStatus.METHOD_NOT_ALLOWED
+            return _plain(start_response, refused, "use GET or HEAD", Allow="GET, HEAD")
+        head: list[Any] = []
+
+        def keep(*given: Any) -> Callable[[bytes], object]:
+            head.extend(given)
+            return lambda _: None
+
+        body = b"".join(self._get(environ, keep))
+        start_response(head[0], [*head[1], ("Content-Length", str(len(body)))])
+        return []
+
+    def _get(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            return self._metrics_app(environ, start_response)
+            with self._scraping:
+                return self._metrics(environ, start_response)
         if path == "/healthz":
             silent = self._source.silent_seconds
             if silent < STUCK_AFTER:
@@ -120,9 +140,27 @@ class MetricsEndpoint:
             start_response, HTTPStatus.NOT_FOUND, "here are /metrics, /healthz and /readyz"
         )
 
+    def _metrics(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        registry = self._registry
+        names = parse_qs(environ.get("QUERY_STRING", "")).get("name[]")
+        if names:
+            named = NamedCollector(registry, names)
+            if not named.metrics:
+                text = f"no metric is called {' or '.join(names)}"
+                return _plain(start_response, HTTPStatus.NOT_FOUND, text)
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(named)
+        answer: Iterable[bytes] = make_wsgi_app(registry)(
+            {**environ, "REQUEST_METHOD": "GET", "QUERY_STRING": ""}, start_response
+        )
+        return answer
 
-def _plain(start_response: StartResponse, status: HTTPStatus, text: str) -> Iterable[bytes]:
+
+def _plain(
+    start_response: StartResponse, status: HTTPStatus, text: str, **headers: str
+) -> Iterable[bytes]:
     start_response(
-        f"{status.value} {status.phrase}", [("Content-Type", "text/plain; charset=utf-8")]
+        f"{status.value} {status.phrase}",
+        [("Content-Type", "text/plain; charset=utf-8"), *headers.items()],
     )
     return [text.encode() + b"\n"]

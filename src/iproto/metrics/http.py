@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
 import threading
 import time
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from iproto.sockets import SpareDescriptor
 
 if TYPE_CHECKING:
     from iproto.address import Address
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 # answer (head and body) to be taken.
 REQUEST_TIMEOUT = 5.0
 
-# Requests answered at once, each in a thread; more wait to be accepted.
+# Requests answered at once, each in a thread. For one more, the client that has been
+# silent for longest is cut off.
 REQUESTS_AT_ONCE = 16
 
 # Seconds without accepting after that failed: while the process is out of file
@@ -58,6 +62,12 @@ class _RequestHandler(WSGIRequestHandler):
         self.rfile.close()
         self.rfile = io.BufferedReader(_RequestReader(self.connection))
 
+    def parse_request(self) -> bool:
+        """As the base class; the server learns that the request was read."""
+        parsed = super().parse_request()
+        cast("HTTPServer", self.server).request_was_read(self.connection)
+        return parsed
+
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a scrape every few seconds is no news."""
 
@@ -74,6 +84,10 @@ class HTTPServer(ThreadingMixIn, WSGIServer):
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._free = threading.Semaphore(REQUESTS_AT_ONCE)
+        self._lock = threading.Lock()
+        self._open: dict[Any, bool] = {}  # socket → whether its request was read; oldest first
+        self._spare = SpareDescriptor()
+        self._spare.restore()
         super().__init__(address, _RequestHandler, bind_and_activate=False)
 
     @classmethod
@@ -129,21 +143,54 @@ class HTTPServer(ThreadingMixIn, WSGIServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         # The base class swallows an OSError, and comes back if the listener is readable.
-        if not self._free.acquire(timeout=ACCEPT_PAUSE):
-            raise TimeoutError
+        if not self._free.acquire(blocking=False):
+            self._make_room()
+            if not self._free.acquire(timeout=ACCEPT_PAUSE):
+                raise TimeoutError
         try:
-            return super().get_request()
+            sock = self._spare.accept(self.socket)
         except OSError:
+            with self._lock:
+                self._spare.restore()
             self._free.release()
             time.sleep(ACCEPT_PAUSE)
             raise
+        with self._lock:
+            self._open[sock] = False
+        return sock, ("", 0)
+
+    def _make_room(self) -> None:
+        """Cuts off the client that has been silent for longest, for the newcomer may ask at once.
+
+        If all have sent their requests: the one that came first.
+        """
+        with self._lock:
+            silent = [sock for sock, was_read in self._open.items() if not was_read]
+            for sock in silent[:1] or [*self._open][:1]:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def request_was_read(self, sock: socket.socket) -> None:
+        """A client has sent its request."""
+        with self._lock:
+            if sock in self._open:
+                self._open[sock] = True
 
     def shutdown_request(self, request: Any) -> None:
         # The base class calls it once for every request, whatever became of it.
+        with self._lock:
+            self._open.pop(request, None)
         try:
             super().shutdown_request(request)
         finally:
+            with self._lock:
+                self._spare.restore()
             self._free.release()
+
+    def server_close(self) -> None:
+        """Closes the listening socket."""
+        super().server_close()
+        self._spare.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: a client of the endpoint that goes away is no news."""

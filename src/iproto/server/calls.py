@@ -7,7 +7,6 @@ wrong in a call becomes a return code. Nothing in here knows of sockets.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections import deque
 from contextlib import suppress
@@ -24,21 +23,21 @@ if TYPE_CHECKING:
     from iproto._fastframe import Call, ServerFrames
     from iproto.app import Function
     from iproto.server.config import Config
-
-logger = logging.getLogger("iproto.app")
+    from iproto.server.repeats import Repeats
 
 # Tasks cancelled in one turn of the loop. Each then runs its clean-up, some 10 us, so
 # that 256 of them hold the loop for a few milliseconds.
 CANCELS_A_TURN = 256
 
 
-def callee_of(function: Function, row: int, config: Config) -> UserFunction:
+def callee_of(function: Function, row: int, config: Config, failures: Repeats) -> UserFunction:
     """A registered function as the extension calls it, within a server's limits.
 
     Args:
         function: the function.
         row: its row of the counters.
         config: the server's limits.
+        failures: writes to the log what functions raise.
     """
     arguments = function.arguments
     return UserFunction(
@@ -50,7 +49,7 @@ def callee_of(function: Function, row: int, config: Config) -> UserFunction:
         arguments.least,
         arguments.refuse,
         function.pack,
-        partial(failure, function),
+        partial(failure, function, failures),
         is_async=function.is_async,
         timeout=function.timeout,
         counted=arguments.counted,
@@ -59,7 +58,7 @@ def callee_of(function: Function, row: int, config: Config) -> UserFunction:
     )
 
 
-def failure(function: Function, error: BaseException) -> tuple[int, bytes]:
+def failure(function: Function, failures: Repeats, error: BaseException) -> tuple[int, bytes]:
     """Return code and body for what a function raised: the one place that maps them.
 
     Raises:
@@ -74,7 +73,14 @@ def failure(function: Function, error: BaseException) -> tuple[int, bytes]:
             # A subclass of its own making: no code, or a text of another type.
             unfit.__context__ = error
             error = unfit
-    logger.error("function %s (%#010x) failed", function.name, function.func_id, exc_info=error)
+    failures.error(
+        (function.name, type(error)),
+        "function %s (%#010x) failed: %s",
+        function.name,
+        function.func_id,
+        type(error).__name__,
+        exc_info=error,
+    )
     return ReturnCode.INTERNAL, pack(f"{function.name} failed; the server's log has the details")
 
 

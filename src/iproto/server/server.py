@@ -17,6 +17,10 @@ from iproto.server.config import Config
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
 from iproto.server.heartbeat import Heartbeat
+from iproto.server.repeats import Repeats
+from iproto.sockets import SpareDescriptor, descriptor_limit, first_reserved_descriptor, tune
+from iproto.wire import CloseReason
+from iproto.words import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
     from iproto.app import App
     from iproto.metrics.endpoint import MetricsEndpoint
     from iproto.server.calls import CallTasks
-    from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
 
@@ -89,6 +92,10 @@ class Server:
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
         self._heartbeat: Heartbeat | None = None
+        self._repeats = Repeats(logger)
+        self._function_errors = Repeats(logging.getLogger("iproto.app"))
+        self._spare = SpareDescriptor()
+        self._first_reserved = first_reserved_descriptor()
         self._accepting = False
         self._draining = False
         # Connections that failed since the last line of log on it, and when that was.
@@ -162,21 +169,23 @@ class Server:
                 for address in self.config.addresses:
                     self._listeners += listeners.listen(address, self.config.backlog)
             self._heartbeat = Heartbeat(self.storage, loop)
+            self._spare.restore()
             if make_metrics is not None:
                 self._metrics = make_metrics()
         except BaseException:
             self._close_listeners()
             self._stop_heartbeat()
+            self._spare.close()
             raise
         for listener in self._listeners:
             self._watch_listener(listener)
         self._accepting = True
         logger.log(
             self._level,
-            "serving %s (dialect %s, %d user functions)%s",
+            "serving %s (dialect %s, %s)%s",
             ", ".join(map(str, self.addresses)),
             self.config.dialect,
-            len(self._functions),
+            counted(len(self._functions), "user function"),
             f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
         )
 
@@ -187,7 +196,9 @@ class Server:
         from iproto.server.calls import CallTasks, callee_of  # msgspec is only for these
 
         self._functions = {
-            func_id: callee_of(function, self.storage.row_for(function.name), self.config)
+            func_id: callee_of(
+                function, self.storage.row_for(function.name), self.config, self._function_errors
+            )
             for func_id, function in self._app.functions.items()
         }
         if self._functions:
@@ -219,11 +230,13 @@ class Server:
         """Takes in the connections that wait."""
         for _ in range(ACCEPTS_A_TURN):
             try:
-                sock, _peer = listener.accept()
+                sock = self._spare.accept(listener)
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except (OSError, MemoryError) as error:
-                logger.error(
+                self._spare.restore()
+                self._repeats.error(
+                    ("accept", type(error)),
                     "cannot accept on %s: %s; trying again in %g s",
                     address_of(listener),
                     error.strerror if isinstance(error, OSError) else "out of memory",
@@ -238,11 +251,27 @@ class Server:
                 sock.close()
                 self._count_failure("cannot open a connection", error)
 
+    def _refuse(self, sock: socket.socket) -> None:
+        """Closes a new connection at once: better than one that waits for what may never come."""
+        sock.close()
+        self._spare.restore()
+        self.storage.count_opened()
+        self.storage.count_closed(CloseReason.REFUSED)
+        self._repeats.error(
+            "refused",
+            "refused a connection: file descriptors run out, and the last %d are not for "
+            "connections; raise the limit (ulimit -n, LimitNOFILE=)",
+            descriptor_limit() - self._first_reserved,
+        )
+
     def _open(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        if self._spare.is_used or sock.fileno() >= self._first_reserved:
+            self._refuse(sock)
+            return
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # it may be reset already, which a read will tell
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                tune(sock)
         frames = ServerFrames(
             self.storage,
             mailru=self.config.dialect == "mailru",
@@ -308,7 +337,7 @@ class Server:
             return True
         if not self._draining:
             self._draining = True
-            logger.log(self._level, "draining %d connections", len(self._connections))
+            logger.log(self._level, "draining %s", counted(len(self._connections), "connection"))
             if accept:
                 self._accept_the_rest()
             self._close_listeners()
@@ -321,7 +350,7 @@ class Server:
             unflushed = sum(not connection.is_flushed for connection in self._connections)
             clean = unflushed == 0
             if unflushed:
-                logger.warning("aborting %d connections that were not done in time", unflushed)
+                logger.warning("aborting %s not done in time", counted(unflushed, "connection"))
         await self.close()
         return clean
 
@@ -333,6 +362,9 @@ class Server:
             connection.abort()
         await self._connections_closed(None)
         self._stop_heartbeat()
+        self._repeats.close()
+        self._function_errors.close()
+        self._spare.close()
         if self._metrics is not None:
             metrics, self._metrics = self._metrics, None
             await metrics.close()
@@ -350,7 +382,7 @@ class Server:
         for listener in self._listeners:
             with contextlib.suppress(OSError):  # EAGAIN: none is left. Else: none can be had.
                 while True:
-                    self._open(listener.accept()[0], loop)
+                    self._open(self._spare.accept(listener), loop)
 
     async def _connections_closed(self, timeout: float | None) -> bool:
         if not self._connections:

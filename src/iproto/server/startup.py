@@ -1,4 +1,4 @@
-"""What a serving process does before it serves: logging, and the user's app."""
+"""The beginning and the end of a serving process: importing the user's app, and leaving."""
 
 from __future__ import annotations
 
@@ -6,36 +6,24 @@ import importlib
 import logging
 import os
 import sys
+import sysconfig
+import traceback
 from typing import TYPE_CHECKING
 
 from iproto.errors import ConfigError
-from iproto.server.config import LOG_LEVELS, PANIC
 
 if TYPE_CHECKING:
     from iproto.app import App
 
+logger = logging.getLogger("iproto.server")
 
-def set_up_logging(level: str) -> None:
-    """Log lines go to stderr.
+_IMPORT_FOLDER = os.path.dirname(importlib.__file__)
 
-    Args:
-        level: a key of ``LOG_LEVELS``.
-    """
-    logging.addLevelName(PANIC, "PANIC")
-    logging.addLevelName(logging.CRITICAL, "FATAL")
-    logging.basicConfig(
-        level=LOG_LEVELS[level],
-        format="%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s",
-    )
-
-
-def set_log_level(level: str) -> None:
-    """Another level from now on.
-
-    Args:
-        level: a key of ``LOG_LEVELS``.
-    """
-    logging.getLogger().setLevel(LOG_LEVELS[level])
+# Where Python and packages are installed, and this package is.
+_LIBRARIES = (
+    *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
+    os.path.dirname(os.path.dirname(__file__)) + os.sep,
+)
 
 
 def leave(code: int) -> int:
@@ -62,12 +50,15 @@ def load_app(name: str) -> App:
     from iproto.app import App  # not at the top: who has none needs no MsgPack
 
     module_name, colon, attribute = name.partition(":")
+    if "/" in module_name or module_name.endswith(".py"):
+        raise ConfigError(f"app {name!r} names a file; {_as_module(module_name, attribute)}")
     if not (module_name and colon and attribute):
         raise ConfigError(f"app {name!r} must be MODULE:APP, for example myservice:app")
     sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
+        logger.debug("cannot import %r", module_name, exc_info=error)
         raise ConfigError(
             f"cannot import {module_name!r}: {type(error).__name__}: {error}{_place(error)}"
         ) from None
@@ -78,13 +69,33 @@ def load_app(name: str) -> App:
     return app
 
 
+def _as_module(path: str, attribute: str) -> str:
+    """How the app in a file is to be named."""
+    path = os.path.relpath(path) if os.path.isabs(path) else os.path.normpath(path)
+    folders, file = os.path.split(path)
+    up = ""
+    if folders.startswith(".."):  # no module of the current folder
+        up = f"in the folder {os.path.abspath(folders)} "
+        folders = ""
+    module = ".".join([*filter(None, folders.split("/")), file.removesuffix(".py")])
+    return f"{up}it is the module {module}:{attribute or 'app'}"
+
+
 def _place(error: Exception) -> str:
-    """File and line of the user's own code that raised, if any did."""
-    trace = error.__traceback__
-    place = ""
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<") and file != __file__ and "importlib" not in file:
-            place = f" ({file}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    return place
+    """File and line of the user's own code that raised, if any did.
+
+    That is the innermost line outside of installed packages and of Python's own
+    library; if all of the app is installed, the outermost one, its module's.
+    """
+    lines = [
+        (frame.f_code.co_filename, number)
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith("<") and frame.f_code.co_filename != __file__
+    ]
+    lines = [(file, number) for file, number in lines if os.path.dirname(file) != _IMPORT_FOLDER]
+    own = [line for line in lines if not line[0].startswith(_LIBRARIES)]
+    if isinstance(error, SyntaxError) and error.filename:  # its place has no frame
+        own.append((error.filename, error.lineno or 0))
+    if not own:
+        own = lines[:1]
+    return f" ({own[-1][0]}, line {own[-1][1]})" if own else ""

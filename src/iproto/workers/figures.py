@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,8 @@ class WorkerFigures(NamedTuple):
         cpu_seconds: used so far.
         resident_bytes: of the processes that are there now.
         restarts: workers that died and were replaced.
+        open_fds: descriptors of the processes that are there now.
+        max_fds: how many descriptors one process may have.
     """
 
     position: int
@@ -30,6 +33,8 @@ class WorkerFigures(NamedTuple):
     cpu_seconds: float
     resident_bytes: int
     restarts: int
+    open_fds: int
+    max_fds: int
 
 
 def worker_figures(pool: Pool) -> list[WorkerFigures]:
@@ -38,7 +43,7 @@ def worker_figures(pool: Pool) -> list[WorkerFigures]:
 
 
 def _figures_of(pool: Pool, position: int) -> WorkerFigures:
-    connections = requests = resident = 0
+    connections = requests = resident = open_fds = max_fds = 0
     for area in areas_of(position):
         counters = pool.storage.counters(area)
         connections += counters["opened"] - sum(counters["closed"])
@@ -50,10 +55,22 @@ def _figures_of(pool: Pool, position: int) -> WorkerFigures:
             used, held = process_figures(worker.pid)
             cpu_seconds += used
             resident += held
+            used_fds, limit = descriptor_figures(worker.pid)
+            open_fds += used_fds
+            max_fds = max(max_fds, limit)
     # The CPU time of a worker that has just ended may be counted in neither
     # place for a moment; a counter must not go down.
     known.cpu_shown = max(known.cpu_shown, cpu_seconds)
-    return WorkerFigures(position, connections, requests, known.cpu_shown, resident, known.restarts)
+    return WorkerFigures(
+        position,
+        connections,
+        requests,
+        known.cpu_shown,
+        resident,
+        known.restarts,
+        open_fds,
+        max_fds,
+    )
 
 
 def process_figures(pid: int) -> tuple[float, int]:
@@ -64,3 +81,14 @@ def process_figures(pid: int) -> tuple[float, int]:
         return 0.0, 0
     ticks = int(stat[11]) + int(stat[12])
     return ticks / os.sysconf("SC_CLK_TCK"), int(stat[21]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptor_figures(pid: int) -> tuple[int, int]:
+    """Descriptors that a process has open, and may have; zeros where /proc does not show them."""
+    try:
+        count = len(os.listdir(f"/proc/{pid}/fd"))
+        limits = Path(f"/proc/{pid}/limits").read_text()
+    except OSError:
+        return 0, 0
+    soft = limits.partition("Max open files")[2].split(maxsplit=1)[0]
+    return count, sys.maxsize if soft == "unlimited" else int(soft)

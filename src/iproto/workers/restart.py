@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from iproto.errors import ConfigError
 from iproto.server import settings, systemd
+from iproto.words import counted
 from iproto.workers import upgrade
 from iproto.workers.worker import RETIRE
 
@@ -98,7 +99,7 @@ class Restarts:
             return f"not restarted, workers and settings stay as they are: {error}"
         for line in fixed:
             logger.warning("%s", line)
-        logger.info("restarting %d workers, one after the other", pool.count)
+        logger.info("restarting %s, one after the other", counted(pool.count, "worker"))
         for position in range(pool.count):
             old = [w for w in pool.workers if w.position == position and not w.retiring]
             new = pool.start(position, config)

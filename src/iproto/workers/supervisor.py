@@ -32,10 +32,12 @@ from typing import TYPE_CHECKING
 from iproto._fastframe import Storage
 from iproto.metrics.collectors import WorkersCollector
 from iproto.metrics.endpoint import MetricsEndpoint
-from iproto.server import listeners, startup, systemd
+from iproto.server import listeners, systemd
+from iproto.server.logs import set_log_level
 from iproto.server.run import run_in_loop
 from iproto.server.settings import differences
 from iproto.storage.file import Flusher, open_storage
+from iproto.words import counted
 from iproto.workers import upgrade
 from iproto.workers.cpus import usable_cpus
 from iproto.workers.figures import worker_figures
@@ -123,7 +125,7 @@ class Supervisor:
             if not await self._start_all(signals):
                 return pool.failure if pool.failure is not None else await self._stop(0, signals)
             logger.info(
-                "serving %s (dialect %s, %d workers)%s",
+                "serving %s (dialect %s, %s)%s",
                 pool.where,
                 pool.config.dialect,
                 pool.count,
@@ -202,7 +204,7 @@ class Supervisor:
                 return 128 + signals.get_nowait()
             left = deadline - time.monotonic()
             if left <= 0:
-                logger.warning("killing %d workers that were not done in time", len(pool.workers))
+                logger.warning("killing %s not done in time", counted(len(pool.workers), "worker"))
                 return 1
             await pool.change(left)
         return 0 if all(worker.exit_code == 0 for worker in draining) else 1
@@ -224,7 +226,7 @@ class Supervisor:
             return
         logger.info("settings changed: %s", changed)
         self.pool.config = config
-        startup.set_log_level(config.log_level)
+        set_log_level(config.log_level)
         if self.flusher is not None:
             self.flusher.change(config.storage_sync)
 

@@ -25,6 +25,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from iproto.server.config import Config
+from iproto.server.logs import flush_log
 from iproto.workers.pool import START_TIMEOUT, area_count
 from iproto.workers.process import DRAIN_GRACE, Worker
 
@@ -183,6 +184,7 @@ def hand_over(inheritance: Inheritance) -> NoReturn:
     """
     for fd in _descriptors(inheritance):
         os.set_inheritable(fd, True)
+    flush_log()  # the thread that writes it ends with this program
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         os.execve(

@@ -22,9 +22,10 @@ from typing import Any, NamedTuple
 from iproto._fastframe import Storage
 from iproto.errors import ConfigError
 from iproto.server.config import Config
+from iproto.server.logs import flush_log, set_up_logging
 from iproto.server.run import new_loop, run_in_loop
 from iproto.server.server import Server
-from iproto.server.startup import leave, load_app, set_up_logging
+from iproto.server.startup import leave, load_app
 
 logger = logging.getLogger("iproto.workers")
 
@@ -86,6 +87,7 @@ def main() -> int:
             code = run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
         return leave(code)
     except ConfigError as error:
+        flush_log()  # the error is to be the last line
         print(f"iproto: {error}", file=sys.stderr)
         return EXIT_USAGE
 

@@ -1,0 +1,131 @@
+"""The log of a serving process: it makes nobody wait, and does not repeat itself."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import iproto
+from iproto import FuncID
+from iproto.address import Address
+from tests.helpers.harness import PATIENCE, Peer, frame, serving, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pytest
+
+# More connections than there are lines in the smallest pipe and in the queue; each writes two.
+CONNECTIONS = 900
+
+OPTIONS = ("--metrics-bind", "off", "--log-level", "DEBUG")
+
+
+@contextlib.contextmanager
+def served_with_a_full_log(path: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A server at a unix socket, and the end of its log, which nobody has read."""
+    read_end, write_end = os.pipe()
+    if sys.platform == "linux":
+        fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iproto", "serve", "--bind", f"unix:{path}", *OPTIONS],
+        stderr=write_end,
+    )
+    os.close(write_end)
+    try:
+        wait_until(lambda: os.path.exists(path))
+        for _ in range(CONNECTIONS):
+            with Peer(Address("", 0, path)) as peer:
+                assert peer.ask(FuncID.PING).func_id == FuncID.PING
+        yield process, read_end
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read_end)
+
+
+def test_a_log_that_nobody_reads_stops_neither_the_server_nor_its_end(tmp_path: Path) -> None:
+    with served_with_a_full_log(f"{tmp_path}/s") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_log_that_is_read_again_says_how_many_lines_were_dropped(tmp_path: Path) -> None:
+    with served_with_a_full_log(f"{tmp_path}/s") as (process, read_end):
+        text = b""
+        while b"log lines were dropped" not in text:
+            text += os.read(read_end, 1 << 16)
+        process.send_signal(signal.SIGTERM)
+        while data := os.read(read_end, 1 << 16):
+            text += data
+        assert process.wait(PATIENCE) == 0
+        # What is logged after that is there to the end.
+        assert text.splitlines()[-1].endswith(b"INFO [%d] iproto.server: stopped" % process.pid)
+
+
+def test_one_traceback_of_a_kind_is_written_and_then_how_many_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = iproto.App()
+
+    @app.function(0x30001)
+    def broken(kind: str) -> None:
+        raise {"value": ValueError, "key": KeyError}[kind](f"no {kind}")
+
+    with caplog.at_level(logging.ERROR), serving(app) as served, served.peer() as peer:
+        for _ in range(100):
+            assert peer.ask(0x30001, b"\xa5value").code == iproto.ReturnCode.INTERNAL
+        for _ in range(10):
+            assert peer.ask(0x30001, b"\xa3key").code == iproto.ReturnCode.INTERNAL
+        assert caplog.text.count("Traceback") == 2
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "function broken (0x00030001) failed: ValueError",
+        "function broken (0x00030001) failed: KeyError",
+        "function broken (0x00030001) failed: ValueError: and 99 more",
+        "function broken (0x00030001) failed: KeyError: and 9 more",
+    ]
+
+
+def test_after_a_while_a_failure_is_written_whole_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iproto.server.repeats.PERIOD", 0.01)
+    app = iproto.App()
+
+    @app.function(0x30001)
+    def broken() -> None:
+        raise ValueError
+
+    with caplog.at_level(logging.ERROR), serving(app) as served, served.peer() as peer:
+
+        def fails_again() -> bool:
+            peer.send(frame(0x30001))
+            peer.reply()
+            return caplog.text.count("Traceback") > 2
+
+        wait_until(fails_again)
+
+
+def test_kinds_without_end_become_one(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iproto.server.repeats.MAX_KINDS", 3)
+    app = iproto.App()
+
+    @app.function(0x30001)
+    def broken() -> None:
+        raise type("Fresh", (Exception,), {})
+
+    with caplog.at_level(logging.ERROR), serving(app) as served, served.peer() as peer:
+        for _ in range(20):
+            assert peer.ask(0x30001).code == iproto.ReturnCode.INTERNAL
+        assert caplog.text.count("Traceback") == 4
+    assert caplog.records[-1].getMessage().endswith("failed: Fresh: and 16 more")
