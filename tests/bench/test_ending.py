@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import signal
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import pytest
 
 import iproto
 from iproto import FuncID
-from tests.helpers.bench import checked, requests, started
+from tests.helpers.bench import COMMAND, checked, requests, started
 from tests.helpers.frame_server import FrameServer
 from tests.helpers.harness import PATIENCE, children, serve_process, serving, wait_until
 
@@ -37,6 +38,27 @@ def test_a_signal_ends_it_early_with_the_report_and_the_slots_restored(
         assert 0 < found["seconds"] < 30
         assert found["requests"]["lost"] == 0
         assert storage.read(7) == b"kept"
+
+
+def test_sigint_ends_it_in_the_background_of_a_script_too() -> None:
+    """A shell ignores SIGINT for such a process, and it inherits that."""
+    ignoring_sigint = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    with serving() as served:
+        process = subprocess.Popen(
+            [*ignoring_sigint, *COMMAND, "--url", served.url, "--json", "--duration", "30"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            wait_until(lambda: requests(served, FuncID.STORAGE_READ) > 5000)
+            process.send_signal(signal.SIGINT)
+            text, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+            process.communicate()
+        assert (process.returncode, errors) == (128 + signal.SIGINT, "")
+        assert 0 < checked(text)["seconds"] < 30
 
 
 class Signalling(FrameServer):

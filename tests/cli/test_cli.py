@@ -85,7 +85,66 @@ def test_bytes_that_are_not_text_go_in_and_come_out_as_hex(served: Served) -> No
     assert output("read", "7", "--hex", url=served.url) == "fffe\n"
     code, text = failure("read", "7", url=served.url)
     assert code == 5
-    assert "not UTF-8" in text
+    assert "slot 7 holds 2 bytes that are not UTF-8; print them with --hex" in text
+    assert json.loads(output("read", "7", "8", "--json", url=served.url)) == {
+        "7": {"hex": "fffe"},
+        "8": "",
+    }
+
+
+def test_replace_takes_standard_input_as_it_is(served: Served) -> None:
+    def replace(content: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "iproto", "replace", "7", "-", "--url", served.url],
+            input=content,
+            capture_output=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    for content in (b"hello\n", b"", b"\xff" * 256):
+        assert (replace(content).returncode, served.server.storage.read(7)) == (0, content)
+    ended = replace(b"x" * 257)
+    assert (ended.returncode, served.server.storage.read(7)) == (2, b"\xff" * 256)
+    assert b"standard input has more than 256 bytes" in ended.stderr
+    ended_without = shell(f"replace 7 - --url '{served.url}' <&-")
+    assert (ended_without.returncode, ended_without.stderr.count("\n")) == (2, 1)
+
+
+def test_options_may_stand_before_the_command(served: Served) -> None:
+    assert run("--url", served.url, "replace", "7", "hello").returncode == 0
+    assert run("--json", f"--url={served.url}", "read", "7").stdout == '{"7": "hello"}\n'
+    # "read" is the option's value here, not the command.
+    code, text = failure("--url", "read", "state", "--json")
+    assert (code, "has no scheme" in text) == (2, True)
+    code, text = failure("--workers", "none", "serve")
+    assert (code, "workers is 'none'" in text) == (2, True)
+    code, text = failure("--url", "iproto://h", "check", "f")
+    assert (code, "unrecognized arguments: --url" in text) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["read 7", "call 0x1", "bench"])
+def test_the_time_to_wait_is_an_option_of_every_call(command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"iproto://127.0.0.1:{silent.getsockname()[1]}?timeout=86400"
+        code, text = failure(*command.split(), "--timeout", "0.2", url=url)
+        assert (code, text.count("\n")) == (4, 1)
+        assert "0.2 s" in text
+
+
+def test_a_time_to_wait_that_is_none_is_wrong_usage() -> None:
+    code, text = failure("--timeout", "0", "ping")
+    assert (code, "timeout is 0.0; it must be a number of seconds" in text) == (2, True)
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_json_is_taken_in_every_locale(served: Served, utf8: str) -> None:
+    env = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": utf8}
+    ended = run("call", "0x30001", '"é"', url=served.url, env=env)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads(ended.stdout) == "éé"
+    ended = run("call", "0x30001", b'"\xff"', url=served.url, env=env)
+    assert (ended.returncode, "is not UTF-8" in ended.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("state", ["readonly", "readwrite", "maintenance"])
@@ -182,6 +241,56 @@ def test_a_module_of_the_users_that_fails_is_named_with_its_line(tmp_path: Path)
     assert "TypeError" in ended.stderr
     assert "broken.py, line 3" in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def serve_in(folder: Path, app: str, *options: str) -> tuple[int, str]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "iproto", "serve", app, *options],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        cwd=folder,
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import json\n\njson.loads('{')\n", "JSONDecodeError"),
+        ("import os\n\nos.environ['NO SUCH']\n", "KeyError"),
+        ("import iproto\n\niproto.Config(max_body=0)\n", "max_body is 0"),
+        ("import iproto\n\niproto.App().function(-1)(len)\n", "func_id -1"),
+        ("\n\nx = = 1\n", "SyntaxError"),
+        ("\n\nimport no_such_module\n", "No module named 'no_such_module'"),
+    ],
+)
+def test_the_users_own_line_is_named_where_a_library_raised(
+    tmp_path: Path, source: str, says: str
+) -> None:
+    (tmp_path / "helper.py").write_text(source)
+    (tmp_path / "service.py").write_text("import helper\n")
+    code, text = serve_in(tmp_path, "service:app")
+    assert (code, text.count("\n"), "Traceback" in text) == (2, 1, False)
+    assert says in text
+    assert f"{tmp_path}/helper.py, line 3" in text
+    code, text = serve_in(tmp_path, "service:app", "--log-level", "DEBUG")
+    assert "Traceback" in text
+    assert text.splitlines()[-1].startswith("iproto: cannot import 'service'")
+
+
+def test_an_app_that_is_named_by_its_file_is_told_its_module(tmp_path: Path) -> None:
+    for name, module in (
+        ("./myservice.py:app", "it is the module myservice:app"),
+        ("myservice.py", "it is the module myservice:app"),
+        ("pkg/sub.py:api", "it is the module pkg.sub:api"),
+        (f"{tmp_path}/x/sub.py:api", "it is the module x.sub:api"),
+        ("/srv/away/sub.py:api", "in the folder /srv/away it is the module sub:api"),
+    ):
+        code, text = serve_in(tmp_path, name)
+        assert (code, text.count("\n")) == (2, 1)
+        assert text == f"iproto: app '{name}' names a file; {module}\n"
 
 
 def test_no_server_is_exit_code_3() -> None:

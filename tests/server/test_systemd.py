@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from iproto.address import Address
-from iproto.cli.main import parser
+from iproto.cli.main import parse
 from iproto.server import systemd
 from iproto.server.settings import read_settings
 from tests.docs.test_docs import section
@@ -351,7 +351,7 @@ def unit(name: str) -> dict[str, list[str]]:
 
 
 def settings_of(arguments: list[str], environment: dict[str, str]) -> Config:
-    return read_settings(vars(parser().parse_args(arguments)), environment)
+    return read_settings(vars(parse(arguments)), environment)
 
 
 @pytest.fixture
@@ -411,7 +411,7 @@ def test_the_repair_before_a_start_is_of_the_units_file() -> None:
     page = (ROOT / "docs" / "storage-file.md").read_text()
     (command,) = re.findall(r"^ExecStartPre=-(.*)$", page, re.MULTILINE)
     program, *arguments = shlex.split(command)
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     assert options.repair
     (serve,) = unit("iproto.service")["ExecStart"]
     assert serve.startswith(f"{program} serve ")

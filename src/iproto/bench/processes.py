@@ -65,7 +65,9 @@ class LoadProcesses:
     def __enter__(self) -> Self:
         for number in _SIGNALS:
             before = signal.getsignal(number)
-            if before != signal.SIG_IGN:  # as nohup wishes, for one
+            # nohup ignores SIGHUP on purpose; a shell ignores SIGINT for every
+            # background command of a script, where nobody can press Ctrl-C.
+            if number != signal.SIGHUP or before != signal.SIG_IGN:
                 self._handlers[number] = before
                 signal.signal(number, self._on_signal)
         return self

@@ -14,7 +14,6 @@ from iproto.bench.workload import Plan
 from iproto.client.arguments import pack_args
 from iproto.client.blocking_client import Client
 from iproto.client.reasons import reason_of
-from iproto.client.url import parse_url
 from iproto.errors import ConnectError, IprotoError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run(settings: Settings, *, as_json: bool = False) -> int:
     Raises:
         IprotoError: the test could not begin.
     """
-    with Client(settings.url) as client:
+    with Client(settings.url, timeout=settings.timeout) as client:
         found = _found(settings, client)
         with LoadProcesses() as processes, _overwritten(settings, client, found) as contents:
             outcome = processes.run(_plans(settings, client, contents))
@@ -88,7 +87,7 @@ def _overwritten(
 
 def _plans(settings: Settings, client: Client, contents: dict[int, bytes]) -> list[Plan]:
     """What each process is to do."""
-    target = replace(parse_url(settings.url), dialect=client.dialect)
+    target = replace(settings.target, dialect=client.dialect)
     if target.path is not None:
         family, address = socket.AF_UNIX, target.path
     else:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from iproto.bench.workload import KINDS
 from iproto.checks import MAX_SECONDS, checked_range
-from iproto.client.url import parse_url
+from iproto.client.arguments import make_target
 from iproto.errors import ConfigError
 from iproto.wire import SLOT_BYTES, SLOT_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from iproto.client.url import Target
 
 MAX_CONNECTIONS = 100_000
 MAX_DEPTH = 10_000
@@ -27,6 +29,7 @@ class Settings:
 
     Args:
         url: the server's; its time-out bounds connecting and the last replies.
+        timeout: seconds, over 0, at most 86400, instead of the URL's.
         connections: 1..100000.
         depth: requests on their way on each connection, 1..10000; with a rate, at most.
         rate: requests a second, over 0, at most 1e8: the open loop; None: the closed one.
@@ -51,9 +54,10 @@ class Settings:
     slots: str = f"0-{SLOT_COUNT - 1}"
     value_size: int = 64
     processes: int = 1
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
-        parse_url(self.url)
+        _ = self.target
         checked_range("--connections", self.connections, 1, MAX_CONNECTIONS, "connections")
         checked_range("--depth", self.depth, 1, MAX_DEPTH, "requests")
         checked_range("--duration", self.duration, 0, MAX_SECONDS, "seconds", above_low=True)
@@ -65,6 +69,11 @@ class Settings:
         if ("call" in self.shares) != (self.call is not None):
             raise ConfigError("--call, and 'call' in --mix, go together: one is there alone")
         _ = self.slot_range
+
+    @property
+    def target(self) -> Target:
+        """The server."""
+        return make_target(self.url, None, self.timeout)
 
     @property
     def shares(self) -> dict[str, float]:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from iproto.cli.options import add_command, add_url, func_id, json_value
+from iproto.cli.options import add_command, add_server_options, func_id, json_value
 from iproto.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_bench(commands: Commands) -> None:
         help="the function that 'call' in the mix stands for; arguments in JSON (default: none)",
     )
     bench.add_argument("--json", action="store_true", help="print a JSON object")
-    add_url(bench)
+    add_server_options(bench)
 
 
 def _bench(options: argparse.Namespace) -> int:

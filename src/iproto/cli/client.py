@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
-from iproto.cli.options import add_command, add_url, func_id, json_value
+from iproto.cli.options import add_command, add_server_options, func_id, json_value
 from iproto.cli.output import EXIT_OK, print_json
-from iproto.errors import LockedError, OutOfRangeError, ProtocolError, ReadOnlyError
-from iproto.wire import SLOT_COUNT
+from iproto.errors import (
+    ConfigError,
+    LockedError,
+    OutOfRangeError,
+    ProtocolError,
+    ReadOnlyError,
+    TextError,
+)
+from iproto.wire import SLOT_BYTES, SLOT_COUNT
 
 if TYPE_CHECKING:
     import argparse
@@ -29,14 +37,26 @@ def add_client_commands(commands: Commands) -> None:
     )
     read.add_argument("index", nargs="+", type=int, metavar="INDEX", help="slot, 0..999")
     form = read.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object, index to string")
+    form.add_argument(
+        "--json",
+        action="store_true",
+        help='print one JSON object, index to string, or to {"hex": ...} where bytes are not UTF-8',
+    )
     form.add_argument("--hex", action="store_true", help="print bytes in hex, UTF-8 or not")
 
     replace = add_command(
-        commands, "replace", _replace, "write the string of a slot", "  iproto replace 7 'hello'"
+        commands,
+        "replace",
+        _replace,
+        "write the string of a slot",
+        "  iproto replace 7 'hello'\n  printf 'hello' | iproto replace 7 -",
     )
     replace.add_argument("index", type=int, metavar="INDEX", help="slot, 0..999")
-    replace.add_argument("text", metavar="TEXT", help="at most 256 bytes")
+    replace.add_argument(
+        "text",
+        metavar="TEXT",
+        help="at most 256 bytes; - for what comes from standard input, as it is",
+    )
 
     state = add_command(
         commands,
@@ -70,38 +90,60 @@ def add_client_commands(commands: Commands) -> None:
     call.add_argument("arguments", nargs="*", type=json_value, metavar="ARG", help="a JSON value")
 
     for command in (read, replace, state, ping, call):
-        add_url(command)
+        add_server_options(command)
 
 
 def _client(options: argparse.Namespace) -> Client:
     from iproto.client.blocking_client import Client
 
-    return Client(options.url)
+    return Client(options.url, timeout=options.timeout)
 
 
 def _read(options: argparse.Namespace) -> int:
+    indexes = options.index
     with _client(options) as client:
-        if options.hex:
-            for content in client.read_many_bytes(options.index):
-                print(content.hex())
-            return EXIT_OK
-        if len(options.index) == 1:
-            texts = [client.read(options.index[0])]
+        if len(indexes) == 1:  # an error says nothing of an item then
+            contents = [client.read_bytes(indexes[0])]
         else:
-            texts = client.read_many(options.index)
+            contents = client.read_many_bytes(indexes)
     if options.json:
-        print_json({str(index): text for index, text in zip(options.index, texts, strict=True)})
-    else:
-        for text in texts:
-            print(text)
+        print_json({str(i): _text(content) for i, content in zip(indexes, contents, strict=True)})
+        return EXIT_OK
+    lines = [content.hex() if options.hex else _text(content) for content in contents]
+    for index, line in zip(indexes, lines, strict=True):
+        if isinstance(line, bytes):
+            raise TextError(
+                f"slot {index} holds {len(line)} bytes that are not UTF-8; "
+                "print them with --hex or --json"
+            )
+    for line in lines:
+        print(line)
     return EXIT_OK
+
+
+def _text(content: bytes) -> str | bytes:
+    """The text that bytes are; the bytes themselves if they are none."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return content
 
 
 def _replace(options: argparse.Namespace) -> int:
+    # As the shell had it: bytes that are not UTF-8 come through.
+    content = _standard_input() if options.text == "-" else os.fsencode(options.text)
     with _client(options) as client:
-        # As the shell had it: bytes that are not UTF-8 come through.
-        client.replace(options.index, os.fsencode(options.text))
+        client.replace(options.index, content)
     return EXIT_OK
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed; give the text as an argument")
+    content = sys.stdin.buffer.read(SLOT_BYTES + 1)
+    if len(content) > SLOT_BYTES:
+        raise ConfigError(f"standard input has more than {SLOT_BYTES} bytes, a slot's limit")
+    return content
 
 
 def _state(options: argparse.Namespace) -> int:

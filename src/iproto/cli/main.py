@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from iproto._version import __version__
 from iproto.cli.bench import add_bench
 from iproto.cli.client import add_client_commands
+from iproto.cli.options import command_first
 from iproto.cli.output import (
     EXIT_BAD_ANSWER,
     EXIT_CODES,
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code; see ``EXIT_CODES``.
     """
     try:
-        options = parser().parse_args(arguments)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         prepare_stdout()
         code: int = options.run(options)
         sys.stdout.flush()
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def parse(command_line: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line; ends the process with a message if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="iproto",
         description="Serve and call the iproto protocol.",
@@ -84,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add_client_commands(commands)
     add_check(commands)
     add_bench(commands)
-    return parser
+    return parser.parse_args(command_first(command_line, commands))
 
 
 if __name__ == "__main__":
