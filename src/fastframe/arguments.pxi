@@ -27,6 +27,13 @@ cdef int64_t slot_index(index) except? -1:
     return value
 
 
+cdef inline int check_outcome(int outcome) except -1:
+    """Refuses a number that is none of the ``AS_`` ones."""
+    if not RESPONSE <= outcome <= BODY:
+        raise ValueError(f"outcome {outcome} is unknown; use AS_RESPONSE and the like")
+    return 0
+
+
 cdef inline int forbid_reentry(bint busy) except -1:
     """Refuses a call that comes while another of the same object is in the middle of its work.
 

@@ -71,6 +71,7 @@ cdef dict counters_of(worker_t* areas, uint32_t first, uint32_t last):
         "lag_buckets": sums(&areas.lag_buckets[0], LAG_BOUNDS + 1, first, last),
         "lag_nanoseconds": sums(&areas.lag_nanoseconds, 1, first, last)[0],
         "tasks": sums(&areas.tasks, 1, first, last)[0],
+        "dropped_lines": sums(&areas.dropped_lines, 1, first, last)[0],
     }
 
 

@@ -1,5 +1,8 @@
 # User functions: what the server knows of each, how their bodies are read, and a call of one.
 
+cdef frozenset BUILT_IN_IDS = frozenset(map(int, FuncID))
+
+
 @cython.final
 cdef class UserFunction:
     """A user function, as the server calls it.
@@ -47,6 +50,8 @@ cdef class UserFunction:
         cdef int64_t counter = as_int64(row)
         if not 0 <= number <= 0xFFFFFFFF:
             raise ValueError(f"func_id {func_id} is outside 0..{0xFFFFFFFF:#x}")
+        if number in BUILT_IN_IDS:
+            raise ValueError(f"func_id {number:#010x} is a built-in function")
         if not FIRST_USER <= counter < FUNCTIONS:
             raise ValueError(f"counter row {row} is outside {FIRST_USER}..{FUNCTIONS - 1}")
         if not (least < len(decoders) <= MOST_ARGUMENTS + 1):

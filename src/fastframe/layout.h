@@ -83,7 +83,9 @@ typedef struct {
     uint64_t lag_nanoseconds;
     uint64_t tasks;
     uint64_t alive_ns;
-    uint64_t spare[66];
+    /* Log lines that had no room. */
+    uint64_t dropped_lines;
+    uint64_t spare[65];
 } worker_t;
 
 /* The write side of the lock, and whose turn it is; see lock.h. Both are 0 or 1 + the

@@ -39,6 +39,7 @@ cdef extern from "layout.h" nogil:
         uint64_t lag_nanoseconds
         uint64_t tasks
         uint64_t alive_ns
+        uint64_t dropped_lines
 
     ctypedef struct store_t:
         uint64_t magic

@@ -162,6 +162,7 @@ cdef class PendingRequests:
 
 cdef inline Pending new_pending(uint32_t func_id, int outcome, waiter, double deadline):
     """A single request."""
+    check_outcome(outcome)
     cdef Pending entry = Pending.__new__(Pending)
     entry.waiter = waiter
     entry.deadline = deadline

@@ -71,9 +71,16 @@ cdef class Storage:
             PyBuffer_Release(&self.view)
 
     @staticmethod
-    def size_for(int workers=1):
-        """Bytes that a store for so many workers takes; for 0, those before their areas."""
-        return store_size(workers)
+    def size_for(workers=1):
+        """Bytes that a store for so many workers takes; for 0, those before their areas.
+
+        Raises:
+            ValueError: the number of workers is outside 0..1024.
+        """
+        cdef int64_t count = as_int64(workers)
+        if not 0 <= count <= WORKERS_LIMIT:
+            raise ValueError(f"workers is {workers}; a store is for 0..{WORKERS_LIMIT}")
+        return store_size(<uint32_t>count)
 
     @staticmethod
     def check(buffer):
@@ -267,6 +274,10 @@ cdef class Storage:
         """A connection ended, for this :class:`iproto.wire.CloseReason`."""
         cdef int column = CloseReason(reason)
         self.handle.me.closed[column] += 1
+
+    def count_dropped_lines(self, uint32_t count):
+        """So many lines had no room in this process's log."""
+        self.handle.me.dropped_lines += count
 
     cdef int _area(self, worker) except -1:
         """Index of a worker's area."""

@@ -217,3 +217,15 @@ def test_a_bulk_spoiled_by_the_shape_of_an_item_leaves_nothing_behind(item: Any)
     assert frames.waiting == 0
     assert frames.take() == b""
     assert frames.read(1, ff.AS_TEXT, None, NEVER) == 1
+
+
+@pytest.mark.parametrize("outcome", [-1, 5, 99])
+def test_an_outcome_is_one_of_the_known(outcome: int) -> None:
+    frames = ff.ClientFrames(mailru=False, max_body=100)
+    with pytest.raises(ValueError, match=f"outcome {outcome} is unknown"):
+        frames.read(7, outcome, None, 0.0)
+    with pytest.raises(ValueError, match=f"outcome {outcome} is unknown"):
+        frames.read_many([7], outcome, None, 0.0)
+    with pytest.raises(ValueError, match=f"outcome {outcome} is unknown"):
+        frames.request(1, b"", outcome, None, 0.0)
+    assert (frames.take(), frames.waiting) == (b"", 0)

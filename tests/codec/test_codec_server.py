@@ -915,3 +915,9 @@ def test_quiet_seconds_run_since_bytes_last_came() -> None:
     begun = time.monotonic_ns()
     frames.feed(request(FuncID.PING, b"", 1))
     assert frames.quiet_seconds() <= (time.monotonic_ns() - begun) / 1e9
+
+
+@pytest.mark.parametrize("func_id", list(FuncID))
+def test_a_built_in_function_is_no_user_function(func_id: FuncID) -> None:
+    with pytest.raises(ValueError, match="is a built-in function"):
+        callee(func_id)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import iproto
 from iproto import FuncID
-from iproto.address import Address
+from iproto.address import Address, parse_address
 from tests.helpers.harness import PATIENCE, Peer, frame, serving, wait_until
+from tests.metrics.test_metrics import get, parse, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +27,14 @@ if TYPE_CHECKING:
 # More connections than there are lines in the smallest pipe and in the queue; each writes two.
 CONNECTIONS = 900
 
-OPTIONS = ("--metrics-bind", "off", "--log-level", "DEBUG")
+OPTIONS = ("--metrics-bind", "127.0.0.1:0", "--log-level", "DEBUG")
+
+
+def accepts(path: str) -> bool:
+    """Whether a server listens there: the path alone is there a moment before."""
+    with contextlib.suppress(OSError), Peer(Address("", 0, path)):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -40,7 +49,7 @@ def served_with_a_full_log(path: str) -> Iterator[tuple[subprocess.Popen[bytes],
     )
     os.close(write_end)
     try:
-        wait_until(lambda: os.path.exists(path))
+        wait_until(lambda: accepts(path))
         for _ in range(CONNECTIONS):
             with Peer(Address("", 0, path)) as peer:
                 assert peer.ask(FuncID.PING).func_id == FuncID.PING
@@ -68,6 +77,20 @@ def test_a_log_that_is_read_again_says_how_many_lines_were_dropped(tmp_path: Pat
         assert process.wait(PATIENCE) == 0
         # What is logged after that is there to the end.
         assert text.splitlines()[-1].endswith(b"INFO [%d] iproto.server: stopped" % process.pid)
+
+
+def test_dropped_lines_are_counted(tmp_path: Path) -> None:
+    with served_with_a_full_log(f"{tmp_path}/s") as (_, read_end):
+        first_lines = os.read(read_end, 4096).decode()
+        found = re.search(r"metrics on http://(\S+)/metrics", first_lines)
+        assert found is not None
+        metrics = parse_address(found[1])
+
+        def are_counted() -> bool:
+            samples = parse(get(metrics, "/metrics")[1])
+            return value(samples, "iproto_log_lines_dropped_total") > 0
+
+        wait_until(are_counted)
 
 
 def test_one_traceback_of_a_kind_is_written_and_then_how_many_more(

@@ -1007,3 +1007,9 @@ def test_a_killed_process_leaves_a_store_that_goes_on(tmp_path: pathlib.Path) ->
             assert other.storage.read(0) == telling(77)
             other.storage.switch(State.READ_ONLY)
             assert again.state is State.READ_ONLY
+
+
+@pytest.mark.parametrize("workers", [-1, 1025, -(2**70), 2**70])
+def test_a_size_is_told_for_possible_numbers_of_workers_alone(workers: int) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.1024"):
+        ff.Storage.size_for(workers)

@@ -147,6 +147,11 @@ class StorageCollector(Collector):
             "The same, by the name that dashboards for services in Go have for it",
             counters["tasks"],
         )
+        yield _counter(
+            "iproto_log_lines_dropped",
+            "Log lines that were dropped, for nobody read them in time",
+            counters["dropped_lines"],
+        )
         lag = HistogramMetricFamily(
             "iproto_event_loop_lag_seconds",
             "Lateness of a timer that the event loop was to run",

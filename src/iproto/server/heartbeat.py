@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from iproto.server.logs import count_dropped_lines
+
 if TYPE_CHECKING:
     from iproto._fastframe import Storage
 
@@ -39,5 +41,6 @@ class Heartbeat:
     def _tick(self) -> None:
         self._last = self._loop.time()
         self._storage.heartbeat(self._last - self._due, len(asyncio.all_tasks(self._loop)))
+        count_dropped_lines(self._storage)
         self._due = self._last + PERIOD
         self._timer = self._loop.call_at(self._due, self._tick)

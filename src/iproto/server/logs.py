@@ -13,8 +13,12 @@ import queue
 import signal
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from iproto.server.config import LOG_LEVELS, PANIC
+
+if TYPE_CHECKING:
+    from iproto._fastframe import Storage
 
 # Lines that wait for the thread; more are dropped.
 QUEUE_LINES = 1000
@@ -40,6 +44,8 @@ class LogQueue(logging.Handler):
         super().__init__()
         self.dropped = 0
         """Lines that had no room in the queue, or that the system refused."""
+        self.counted = 0
+        """Those of them that are in the metrics."""
         self._fd = fd
         self._pid = os.getpid()
         self._lines: queue.Queue[bytes] = queue.Queue(size)
@@ -124,6 +130,9 @@ def flush_log() -> None:
         _log_queue.flush()
 
 
-def dropped_lines() -> int:
-    """Log lines of this process that were dropped."""
-    return 0 if _log_queue is None else _log_queue.dropped
+def count_dropped_lines(storage: Storage) -> None:
+    """Adds the lines that this process dropped since the last call to the metrics' counter."""
+    if _log_queue is not None:
+        dropped = _log_queue.dropped
+        storage.count_dropped_lines(dropped - _log_queue.counted)
+        _log_queue.counted = dropped
