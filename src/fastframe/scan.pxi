@@ -103,6 +103,7 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
             count(self, ROW_PING, COLUMN_OK)
         return True
     if request.func_id == SHUTDOWN:
+        self.knows_shutdown = True
         if request.length:
             fail(self, request, ROW_SHUTDOWN, ILLEGAL_PARAMS, SHUTDOWN_PARAMS_TEXT)
             return True
@@ -121,10 +122,21 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
     return queue_call(self, <UserFunction?>function, request)
 
 
-cdef void begin_close(ServerFrames self, reason) noexcept:
+cdef int begin_close(ServerFrames self, reason) except -1:
     """No frame after this one is looked at."""
     self.status = (self.status | CLOSING) & ~(MORE | FULL)
     self.close_reason = reason
+    return 0
+
+
+cdef int close_drained(ServerFrames self) except -1:
+    """The drain is done: closes, and announces it to a client that understands it."""
+    begin_close(self, CloseReason.DRAIN)
+    if self.knows_shutdown:
+        put_header(self.first_header, SHUTDOWN, 0, 0)
+        self.final_bytes = PyBytes_FromStringAndSize(<const char*>self.first_header, HEADER_BYTES)
+        self.storage.handle.me.bytes_out += HEADER_BYTES
+    return 0
 
 
 cdef void drop_all(ServerFrames self) noexcept:
@@ -156,8 +168,7 @@ cdef int refuse_body(ServerFrames self, const Request* request) except -1:
              b"body of %u bytes is over the limit of %u; closing the connection, "
              b"for what follows cannot be told apart", request.length, self.max_body)
     fail(self, request, row_of(self.functions, request.func_id), ILLEGAL_PARAMS, text)
-    begin_close(self, CloseReason.BODY_TOO_LARGE)
-    return 0
+    return begin_close(self, CloseReason.BODY_TOO_LARGE)
 
 
 cdef int row_of(dict functions, uint32_t func_id) except -1:

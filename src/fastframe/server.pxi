@@ -56,6 +56,10 @@ cdef class ServerFrames:
     # Set with IS_CLOSING: why, and the last bytes to send.
     cdef readonly object close_reason
     cdef bytes final_bytes
+    # The first header that came, and whether the client has the mark of those that
+    # understand a SHUTDOWN which they did not ask for.
+    cdef uint8_t[HEADER_BYTES] first_header
+    cdef bint knows_shutdown
     # Bytes received in all, and how many there will be when a drain is done.
     cdef uint64_t received
     cdef uint64_t drain_at
@@ -196,6 +200,8 @@ cdef class ServerFrames:
         cdef size_t built
         self.traffic_ns = self.arrived = clock_ns()
         self.storage.handle.me.bytes_in += size
+        if self.received < HEADER_BYTES:
+            self._look_for_mark(chunk, size)
         self.received += size
         if self.status & CLOSING:
             return 0
@@ -207,6 +213,14 @@ cdef class ServerFrames:
             append(&self.input, chunk + used, size - used)
             self._date_partial(used)
         return built
+
+    cdef void _look_for_mark(self, const uint8_t* chunk, size_t size) noexcept:
+        """Sets knows_shutdown by the connection's first request_id, once that is complete."""
+        cdef size_t taken = min(size, <size_t>(HEADER_BYTES - self.received))
+        memcpy(self.first_header + self.received, chunk, taken)
+        if self.received + taken == HEADER_BYTES:
+            # The ids of the mark, 0xff010000..0xff01ffff, begin with SHUTDOWN's number.
+            self.knows_shutdown = load_le32(self.first_header + 8) >> 16 == SHUTDOWN
 
     cdef size_t _execute_input(self, uint8_t* scratch) except? 0:
         cdef size_t used
@@ -238,7 +252,7 @@ cdef class ServerFrames:
         observe(self.storage.handle.me, self.done, clock_ns() - self.arrived)
         self.storage.handle.me.bytes_out += built
         if self.draining and self.received >= self.drain_at and not self.status & (MORE | CLOSING):
-            begin_close(self, CloseReason.DRAIN)
+            close_drained(self)
             used[0] = size
         return built
 
@@ -293,10 +307,11 @@ cdef class ServerFrames:
         self.draining = True
         self.drain_at = self.received + unread
         if unread == 0 and not self.status & (MORE | CLOSING):
+            close_drained(self)
             self.close(CloseReason.DRAIN)
 
     def finish(self):
-        """Everything is answered: puts the last bytes, SHUTDOWN's echo, behind it.
+        """Everything is answered: puts the last bytes, a SHUTDOWN or none, behind it.
 
         Raises:
             MemoryError: they are not behind it.

@@ -1,7 +1,15 @@
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         MS_SYNC
+        PROT_READ
+        PROT_WRITE
+        MAP_PRIVATE
+        MAP_ANONYMOUS
+        MAP_FIXED
+    void* MAP_FAILED
     int msync(void* start, size_t size, int flags) noexcept
+    void* map_memory "mmap"(void* start, size_t size, int protection, int flags, int fd,
+                            long offset) noexcept
 
 
 @cython.final
@@ -217,6 +225,29 @@ cdef class Storage:
             Whether it died holding the lock.
         """
         return recover_area(&self.handle, self._area(worker))
+
+    def detach(self):
+        """In a child process that fork made: the memory becomes a private copy, in its place.
+
+        The child can read and write it as before, and changes nothing for others.
+
+        Raises:
+            OSError: the system has no memory for it.
+        """
+        if not isinstance(<object>self.view.obj, mmap.mmap):
+            return  # fork has made it private
+        cdef size_t size = self.view.len
+        cdef void* copy = malloc(size)
+        if copy == NULL:
+            raise MemoryError
+        memcpy(copy, self.view.buf, size)
+        cdef void* mapped = map_memory(self.view.buf, size, PROT_READ | PROT_WRITE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+        if mapped != MAP_FAILED:
+            memcpy(self.view.buf, copy, size)
+        free(copy)
+        if mapped == MAP_FAILED:
+            raise OSError(errno, os.strerror(errno))
 
     def heartbeat(self, double lag, uint64_t tasks):
         """The event loop of this worker ran.

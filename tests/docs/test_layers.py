@@ -24,7 +24,10 @@ pytestmark = pytest.mark.checkout
 SOURCE = ROOT / "src"
 
 # What everybody stands on; each may import those before it.
-GROUND = ("wire", "errors", "_version", "checks", "address", "sockets", "words", "results")
+GROUND = (
+    *("wire", "errors", "_version", "checks", "address", "sockets", "words", "results"),
+    *("forks", "leftovers"),
+)
 
 ROOMS: dict[str, tuple[str, ...]] = {
     **{room: GROUND[:number] for number, room in enumerate(GROUND)},

@@ -266,23 +266,6 @@ def test_a_file_is_served_by_one_server_at_a_time(tmp_path: Path, workers: int |
         assert peer.read(1) == "mine"
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="workers are looked up in /proc")
-def test_workers_keep_the_file_while_they_drain_without_a_supervisor(tmp_path: Path) -> None:
-    path = tmp_path / "storage"
-    with serving_file(path, 1) as running, running.peer() as peer:
-        write(peer, 1, "mine")
-        (worker,) = pids(running)
-        os.kill(worker, signal.SIGSTOP)
-        running.process.kill()
-        running.process.wait()
-        assert "in use by another server" in refused(path)
-        os.kill(worker, signal.SIGCONT)
-        assert peer.rest() == b""
-    wait_until_free(path)
-    with open_storage(path) as file:
-        assert file.storage.read(1) == b"mine"
-
-
 def test_a_file_that_is_made_is_for_its_owner_alone(tmp_path: Path) -> None:
     with open_storage(tmp_path / "storage"):
         assert (tmp_path / "storage").stat().st_mode & 0o777 == 0o600

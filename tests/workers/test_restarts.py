@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import signal
@@ -91,6 +92,72 @@ def test_sigusr2_upgrades_in_place_with_nothing_lost(tmp_path: Path) -> None:
         running.wait_for("is ready")
         running.process.send_signal(signal.SIGTERM)
         assert running.end()[0] == 0
+
+
+def test_a_take_over_that_fails_leaves_the_workers_serving_and_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    with installed(tmp_path) as running:
+        old = set(pids(running))
+        supervisor = tmp_path / "iproto" / "workers" / "supervisor.py"
+        text = supervisor.read_text()
+        # The trial finds nothing: this fails after it only.
+        supervisor.write_text(
+            text.replace(
+                "        try:\n            self._open_metrics()",
+                "        try:\n            1 / 0\n            self._open_metrics()",
+            )
+        )
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("the new version cannot take over: ZeroDivisionError")
+        assert set(pids(running)) == old
+        with running.peer() as peer:
+            assert peer.read(0) == ""
+        supervisor.write_text(text)
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for("restarted$")
+        assert len(pids(running)) == 2
+        assert not old & set(pids(running))
+        supervisor.write_text(text.replace("self._open_metrics()\n", "1 / 0\n"))
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("the new version cannot take over: ZeroDivisionError")
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end()[0] == 0
+
+
+def test_the_metrics_endpoint_answers_all_through_an_upgrade() -> None:
+    with supervised() as running:
+        ended = threading.Event()
+        failures: list[object] = []
+        answers = 0
+
+        def ask() -> None:
+            nonlocal answers
+            host, port = running.metrics.removeprefix("http://").split(":")
+            while not ended.is_set():
+                for path in ("/healthz", "/readyz", "/metrics"):
+                    connection = http.client.HTTPConnection(host, int(port), timeout=PATIENCE)
+                    try:
+                        connection.request("GET", path)
+                        response = connection.getresponse()
+                        response.read()
+                        if response.status != 200:
+                            failures.append((path, response.status))
+                    except OSError as error:
+                        failures.append((path, error))
+                    finally:
+                        connection.close()
+                    answers += 1
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        running.process.send_signal(signal.SIGUSR2)
+        running.wait_for("upgrading$")
+        running.wait_for("restarted$")
+        ended.set()
+        thread.join()
+        assert not failures
+        assert answers > 10
 
 
 NEW_VERSIONS = {

@@ -78,6 +78,9 @@ def _serve_now(options: argparse.Namespace) -> int:
 
     read = partial(read_settings, vars(options), os.environ)
     inheritance = upgrade.inherited()
+    if inheritance is None:
+        startup.reset_process()
+        startup.end_on_sigterm()
     config = read() if inheritance is None else inheritance.config
     set_up_logging(config.log_level)
     area = upgrade.trial_area()

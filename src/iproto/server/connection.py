@@ -207,6 +207,10 @@ class Connection:
             and _unacknowledged_bytes(self._fd) == 0
         )
 
+    def forget(self) -> None:
+        """In a child process: the connection is the parent's, and nothing is done here."""
+        self._closed = True
+
     def abort(self) -> None:
         """Closes at once; what was not sent is lost."""
         self._close(CloseReason.FORCED)

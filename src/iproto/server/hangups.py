@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Seconds between two looks where the system has no epoll.
 LOOK = 0.5
@@ -52,6 +52,10 @@ class Hangups:
             self._epoll.unregister(fd)
         if self._poll is not None:
             self._poll.unregister(fd)
+
+    def descriptors(self) -> Iterable[int]:
+        """Those that a child process must not have."""
+        return () if self._epoll is None else (self._epoll.fileno(),)
 
     def close(self) -> None:
         """Watches nothing any more."""

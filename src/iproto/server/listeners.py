@@ -8,9 +8,17 @@ import os
 import socket
 import stat
 import sys
+import time
 
+from iproto import leftovers
 from iproto.address import Address, address_of
 from iproto.errors import ConfigError
+
+# Seconds from a drain's begin until every socket refuses, those without a live worker too.
+REFUSE_DELAY = 0.5
+
+# Seconds that a start leaves the workers of a killed supervisor to stop listening.
+LEFTOVERS_WAIT = 1.0
 
 
 def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socket]:
@@ -47,6 +55,12 @@ def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socke
     return sockets
 
 
+def refuse(listener: socket.socket) -> None:
+    """Ends listening at a socket in every process that has it; who connects is refused."""
+    with contextlib.suppress(OSError):  # another process was the first
+        listener.shutdown(socket.SHUT_RDWR)
+
+
 def close(listener: socket.socket) -> None:
     """Closes a listening socket, and removes the path of a unix one."""
     path = address_of(listener).path
@@ -58,9 +72,32 @@ def close(listener: socket.socket) -> None:
 
 def _bind(address: Address, *, share: bool) -> socket.socket:
     try:
-        return _bind_unix(address.path) if address.path else _bind_tcp(address, share=share)
+        return _bind_now(address, share=share)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and leftovers.workers_at(address.port, address.path):
+            return _bind_behind_leftovers(address, share=share)
+        raise _refusal(address, error) from None
+
+
+def _bind_behind_leftovers(address: Address, *, share: bool) -> socket.socket:
+    """Binds where workers listen whose supervisor was killed.
+
+    They stop within REFUSE_DELAY by themselves, unless they are stuck: then they are ended.
+    """
+    deadline = time.monotonic() + LEFTOVERS_WAIT
+    while leftovers.workers_at(address.port, address.path):
+        if time.monotonic() > deadline:
+            leftovers.end_workers_at(address.port, address.path)
+            break
+        time.sleep(0.02)
+    try:
+        return _bind_now(address, share=share)
     except OSError as error:
         raise _refusal(address, error) from None
+
+
+def _bind_now(address: Address, *, share: bool) -> socket.socket:
+    return _bind_unix(address.path) if address.path else _bind_tcp(address, share=share)
 
 
 def _bind_unix(path: str) -> socket.socket:

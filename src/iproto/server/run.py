@@ -8,10 +8,11 @@ import logging
 import signal
 from typing import TYPE_CHECKING
 
+from iproto import forks
 from iproto.errors import ConfigError
 from iproto.server import systemd
 from iproto.server.server import Server
-from iproto.server.stopping import StopSignals, may_be_ctrl_c
+from iproto.server.stopping import STOP_SIGNALS, StopSignals, may_be_ctrl_c
 from iproto.storage.file import Flusher, open_storage
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def _run_to_the_end(loop: asyncio.AbstractEventLoop, program: asyncio.Task[int])
 
 
 async def _serve_until_signal(server: Server, signals: StopSignals) -> int:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        loop.add_signal_handler(number, _refuse_restart, number)
+    forks.register_signals(*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR2)
     await server.start()
     systemd.notify("READY=1", f"STATUS=serving {', '.join(map(str, server.addresses))}")
     watchdog = asyncio.ensure_future(systemd.feed_watchdog())
@@ -112,6 +117,14 @@ async def _serve_until_signal(server: Server, signals: StopSignals) -> int:
     drain.cancel()
     await server.close()
     return 128 + signals.second.result()
+
+
+def _refuse_restart(number: signal.Signals) -> None:
+    logger.error(
+        "%s: nothing is restarted, and this process serves on as it is: only workers are replaced "
+        "while others serve; start the server with --workers, or stop and start it",
+        number.name,
+    )
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:

@@ -10,6 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from iproto import forks
 from iproto._fastframe import CallBudget, ServerFrames, Storage
 from iproto.address import address_of
 from iproto.server import listeners
@@ -23,7 +24,7 @@ from iproto.wire import CloseReason
 from iproto.words import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from iproto._fastframe import UserFunction
@@ -96,6 +97,7 @@ class Server:
         self._function_errors = Repeats(logging.getLogger("iproto.app"))
         self._spare = SpareDescriptor()
         self._first_reserved = first_reserved_descriptor()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting = False
         self._draining = False
         # Connections that failed since the last line of log on it, and when that was.
@@ -153,6 +155,7 @@ class Server:
         if self._accepting or self._draining:
             raise RuntimeError("this server was started before; make a new one")
         loop = asyncio.get_running_loop()
+        self._loop = loop
         self._load_functions()
         self._hangups = Hangups(loop)
         metrics_address = self.config.metrics_address
@@ -180,6 +183,7 @@ class Server:
         for listener in self._listeners:
             self._watch_listener(listener)
         self._accepting = True
+        forks.register(self)
         logger.log(
             self._level,
             "serving %s (dialect %s, %s)%s",
@@ -315,13 +319,44 @@ class Server:
         )
         self._failures_logged, self._failures = now, 0
 
+    # Child processes; see forks.Holder.
+
+    def descriptors(self) -> Iterator[int]:
+        """All that a child must not have."""
+        for listener in self._listeners:
+            yield listener.fileno()
+        for connection in self._connections:
+            yield connection.fileno
+        if self._metrics is not None:
+            yield self._metrics.fileno()
+        if self._hangups is not None:
+            yield from self._hangups.descriptors()
+
+    def serves(self, storage: object) -> bool:
+        """Whether this server's storage is that one."""
+        return self.storage is storage
+
+    def forget(self) -> None:
+        """In a child: nothing is served, and no path of a unix socket is removed."""
+        for connection in self._connections:
+            connection.forget()
+        self._listeners.clear()
+        self._connections.clear()
+        self._metrics = None
+        self._accepting = False
+        self.storage.detach()
+        if self._loop is not None:
+            forks.abandon_loop(self._loop)
+
     # Stop.
 
     async def wait_closed(self) -> None:
         """Waits until the server has been drained or closed."""
         await self._stopped.wait()
 
-    async def drain(self, timeout: float | None = None, *, accept: bool = True) -> bool:
+    async def drain(
+        self, timeout: float | None = None, *, accept: bool = True, refuse: bool = False
+    ) -> bool:
         """Stops accepting, answers every request already received, closes.
 
         Args:
@@ -329,6 +364,8 @@ class Server:
                 None for the configuration's ``drain_timeout``.
             accept: whether connections that wait to be accepted are served too;
                 False if another process accepts them.
+            refuse: whether later ones are refused even where other processes have
+                the inherited sockets, too.
 
         Returns:
             Whether everything was answered in time.
@@ -340,6 +377,9 @@ class Server:
             logger.log(self._level, "draining %s", counted(len(self._connections), "connection"))
             if accept:
                 self._accept_the_rest()
+            if refuse:
+                for listener in self._listeners:
+                    listeners.refuse(listener)
             self._close_listeners()
             for connection in list(self._connections):
                 connection.drain()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import sysconfig
 import traceback
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from iproto.errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from iproto.app import App
 
 logger = logging.getLogger("iproto.server")
@@ -24,6 +27,42 @@ _LIBRARIES = (
     *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
     os.path.dirname(os.path.dirname(__file__)) + os.sep,
 )
+
+# What a server handles, and what is lost where its parent has blocked it.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
+
+
+def reset_process() -> None:
+    """Undoes what the parent may have left to this process: signals, standard streams.
+
+    Signals that it blocked or ignored are delivered as ever; a child's end is
+    noticed though the parent ignored SIGCHLD; a closed standard stream is open to
+    /dev/null, so that no socket gets its number.
+    """
+    # SIGHUP stays ignored, as nohup wants it, until there is a handler.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            is_interrupt = number == signal.SIGINT
+            signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM before anything is served ends the process, with code 0.
+
+    The system does not deliver it to process 1, a container's first, while that
+    has no handler. The event loop's handler takes the place of this one.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def leave(code: int) -> int:

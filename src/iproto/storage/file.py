@@ -22,11 +22,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from iproto import forks, leftovers
 from iproto._fastframe import Storage
 from iproto.errors import ConfigError
 from iproto.wire import State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 logger = logging.getLogger("iproto.storage")
@@ -64,6 +66,8 @@ class OpenFile:
         self.path = path
         self.fd = fd
         self.storage = storage
+        self._open = True
+        forks.register(self)
 
     def __enter__(self) -> OpenFile:
         return self
@@ -78,8 +82,26 @@ class OpenFile:
 
     def close(self) -> None:
         """Lets the file go. Its lock is free when nobody has ``storage`` any more."""
+        self._open = False
         del self.storage
         os.close(self.fd)
+
+    def descriptors(self) -> Iterable[int]:
+        """Those of the file, for a child to close; see forks.Holder."""
+        return forks.same_file(self.fd) if self._is_served() else ()
+
+    def serves(self, storage: object) -> bool:
+        """No: a file is no server."""
+        return False
+
+    def forget(self) -> None:
+        """In a child: the storage becomes a private copy."""
+        if self._is_served():
+            self.storage.detach()
+
+    def _is_served(self) -> bool:
+        """Whether this process serves the storage; if not yet, a child may be meant to."""
+        return self._open and forks.is_served(self.storage)
 
 
 def open_storage(path: str | os.PathLike[str], workers: int = 1) -> OpenFile:
@@ -154,6 +176,9 @@ def open_locked(path: str, mode: int, *, create: bool) -> tuple[int, int, bool]:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                if leftovers.end_lock_holders(fd):
+                    os.close(fd)
+                    continue
                 raise ConfigError(
                     f"storage file {path} is in use by another server; stop that, "
                     "or choose another file"
@@ -304,7 +329,9 @@ def _allocate(fd: int, size: int) -> None:
             os.posix_fallocate(fd, 0, size)
             return
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            # EPERM and ENOSYS: a sandbox refuses the call; writing has its own errors.
+            refused = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.ENOSYS)
+            if error.errno not in refused:
                 raise
     # The file system, or the system, has no call for it.
     block = 1 << 20

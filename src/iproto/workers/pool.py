@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from iproto.address import address_of
+from iproto.workers.place import find_place
 from iproto.workers.process import Position, Worker, describe_exit, launch
 from iproto.workers.worker import ACCEPT, EXIT_USAGE, LEAVE
 
@@ -69,6 +70,7 @@ class Pool:
         self.count = count
         self.listeners: list[list[socket.socket]] = []  # by address, then by position, or shared
         self.from_systemd = False  # the listeners are
+        self.place = find_place()
         self.positions = [Position() for _ in range(count)]
         self.workers: list[Worker] = []  # all that are alive
         self.started = False  # the first workers were all ready
@@ -110,6 +112,7 @@ class Pool:
             worker = launch(
                 config,
                 self._app,
+                self.place,
                 position=position,
                 area=area,
                 areas=area_count(self.count),
@@ -119,6 +122,7 @@ class Pool:
                     [group[other % len(group)].fileno() for group in self.listeners]
                     for other in range(self.count)
                 ],
+                from_systemd=self.from_systemd,
             )
         except OSError as error:
             logger.error("cannot start worker %d: %s", position, error.strerror)

@@ -10,14 +10,15 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
+from iproto.leftovers import WORKER_MODULE
 from iproto.workers.worker import SPEC_VARIABLE, WorkerSpec
 
 if TYPE_CHECKING:
     from iproto.server.config import Config
+    from iproto.workers.place import Place
 
 # Seconds beyond the drain time-out until a worker that drains is killed.
 DRAIN_GRACE = 2.0
@@ -85,12 +86,14 @@ class Position:
 def launch(
     config: Config,
     app: str,
+    place: Place,
     *,
     position: int,
     area: int,
     areas: int,
     memory: int,
     listeners: list[list[int]],
+    from_systemd: bool = False,
     own_session: bool = True,
 ) -> Worker:
     """Starts a worker process.
@@ -98,7 +101,9 @@ def launch(
     Args:
         config: the settings that it serves with.
         app: ``MODULE:APP``, or empty.
-        position, area, areas, listeners: see :class:`iproto.workers.worker.WorkerSpec`.
+        place: where it starts.
+        position, area, areas, listeners, from_systemd: see
+            :class:`iproto.workers.worker.WorkerSpec`.
         memory: descriptor of the storage's memory.
         own_session: whether Ctrl-C, and what ends our process group, spare the worker.
 
@@ -116,11 +121,14 @@ def launch(
             storage=memory,
             position=position,
             listeners=listeners,
+            from_systemd=from_systemd,
             control=theirs.fileno(),
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", "iproto.workers.worker"],
+            # The numbers say whose it is, when this process is dead: see leftovers.
+            [place.python, "-m", WORKER_MODULE, str(os.getpid()), str(area)],
             stdin=subprocess.DEVNULL,
+            cwd=place.existing_directory,
             env={**os.environ, SPEC_VARIABLE: json.dumps(spec._asdict())},
             pass_fds={memory, theirs.fileno(), *(fd for fds in listeners for fd in fds)},
             start_new_session=own_session,

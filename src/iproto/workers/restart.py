@@ -132,9 +132,10 @@ class Restarts:
         logger.info("upgrading")
         try:
             with self._pool.reserved_area(0) as area:
-                why = await upgrade.refusal(self._describe(), area)
+                why = await upgrade.refusal(self._describe(), area, self._pool.place)
             if why is None:
                 await self._hand_over()
         except OSError as error:
             why = error.strerror
+        logger.warning("a worker that dies from now on is replaced by what is installed")
         return f"cannot upgrade, this version goes on: {why}"

@@ -123,7 +123,9 @@ class Supervisor:
                 self._listen()
             upgrade.release_signals()
             if not await self._start_all(signals):
-                return pool.failure if pool.failure is not None else await self._stop(0, signals)
+                if pool.failure is not None:
+                    return pool.failure
+                return await self._stop(signals.get_nowait(), signals)
             logger.info(
                 "serving %s (dialect %s, %s)%s",
                 pool.where,
@@ -188,16 +190,18 @@ class Supervisor:
         systemd.notify("STOPPING=1", "STATUS=draining")
         # Not all may have been started with the same settings.
         limit = max((w.drain_timeout for w in pool.workers), default=pool.config.drain_timeout)
-        if number:
-            logger.info(
-                "%s: draining, at most %g s; a second signal ends at once",
-                signal.Signals(number).name,
-                limit,
-            )
+        logger.info(
+            "%s: draining, at most %g s; a second signal ends at once",
+            signal.Signals(number).name,
+            limit,
+        )
         # One that is not ready has nothing to drain, and no handler yet: it just dies.
         draining = [worker for worker in pool.workers if worker.ready.is_set()]
         for worker in pool.workers:
             worker.signal(signal.SIGTERM)
+        if not pool.from_systemd:
+            # The workers have accepted what waited; one that is stuck never will.
+            asyncio.get_running_loop().call_later(listeners.REFUSE_DELAY, self._refuse)
         deadline = time.monotonic() + limit + DRAIN_GRACE
         while pool.workers:
             if not signals.empty():
@@ -208,6 +212,11 @@ class Supervisor:
                 return 1
             await pool.change(left)
         return 0 if all(worker.exit_code == 0 for worker in draining) else 1
+
+    def _refuse(self) -> None:
+        for sockets in self.pool.listeners:
+            for sock in sockets:
+                listeners.refuse(sock)
 
     async def _kill_all(self) -> None:
         self.pool.stopping = True
@@ -244,7 +253,7 @@ class Supervisor:
         if self._metrics is not None:
             await self._metrics.suspend()
         try:
-            upgrade.hand_over(self._describe())
+            upgrade.hand_over(self._describe(), self.pool.place)
         finally:
             if self._metrics is not None:
                 self._metrics.resume()

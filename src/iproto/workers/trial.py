@@ -51,6 +51,7 @@ def run(inheritance: Inheritance, area: int, app: str, read: Callable[[], Config
         worker = launch(
             config,
             app,
+            supervisor.pool.place,
             position=0,
             area=area,
             areas=area_count(supervisor.pool.count),

@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from iproto.server.config import Config
 from iproto.server.logs import flush_log
+from iproto.workers.place import find_place
 from iproto.workers.pool import START_TIMEOUT, area_count
 from iproto.workers.process import DRAIN_GRACE, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iproto.workers.place import Place
     from iproto.workers.pool import Pool
 
 logger = logging.getLogger("iproto.workers")
@@ -133,12 +135,13 @@ def describe(pool: Pool, metrics: int | None) -> Inheritance:
     )
 
 
-async def refusal(inheritance: Inheritance, area: int) -> str | None:
+async def refusal(inheritance: Inheritance, area: int, place: Place) -> str | None:
     """Runs a trial of the program as it is installed now.
 
     Args:
         inheritance: what it would be left.
         area: an area of the storage that no worker uses.
+        place: where it starts.
 
     Returns:
         None if it can take over, else why not.
@@ -147,8 +150,9 @@ async def refusal(inheritance: Inheritance, area: int) -> str | None:
         OSError: the system has no room for another process, or no descriptors.
     """
     trial = await asyncio.create_subprocess_exec(
-        sys.executable,
+        place.python,
         *sys.orig_argv[1:],
+        cwd=place.existing_directory,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -176,19 +180,25 @@ async def refusal(inheritance: Inheritance, area: int) -> str | None:
     return lines[-1].removeprefix("iproto: ")
 
 
-def hand_over(inheritance: Inheritance) -> NoReturn:
+def hand_over(inheritance: Inheritance, place: Place) -> NoReturn:
     """Becomes the program as it is installed now.
+
+    Args:
+        inheritance: what is left to it.
+        place: where it starts.
 
     Raises:
         OSError: the system does not start it; all is as before.
     """
+    if place.existing_directory is not None:
+        os.chdir(place.directory)
     for fd in _descriptors(inheritance):
         os.set_inheritable(fd, True)
     flush_log()  # the thread that writes it ends with this program
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     try:
         os.execve(
-            sys.executable,
+            place.python,
             sys.orig_argv,
             {**os.environ, INHERITANCE_VARIABLE: json.dumps(inheritance._asdict())},
         )
@@ -270,7 +280,7 @@ def _try_again(inheritance: Inheritance) -> int:
     ending = (signal.SIGTERM, signal.SIGINT)
     received = signal.sigtimedwait({*ending, signal.SIGHUP, signal.SIGUSR2}, RETRY_DELAY)
     if received is None or received.si_signo not in ending:
-        hand_over(inheritance)
+        hand_over(inheritance, find_place())
     for worker in inheritance.workers:
         os.kill(worker.pid, signal.SIGTERM)
     limit = max((worker.drain_timeout for worker in inheritance.workers), default=0.0)

@@ -17,15 +17,21 @@ import os
 import signal
 import socket
 import sys
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from iproto import forks
 from iproto._fastframe import Storage
 from iproto.errors import ConfigError
+from iproto.leftovers import workers_of
+from iproto.server import listeners
 from iproto.server.config import Config
 from iproto.server.logs import flush_log, set_up_logging
 from iproto.server.run import new_loop, run_in_loop
 from iproto.server.server import Server
-from iproto.server.startup import leave, load_app
+from iproto.server.startup import leave, load_app, reset_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 logger = logging.getLogger("iproto.workers")
 
@@ -43,6 +49,9 @@ LEAVE = "leave"
 
 EXIT_USAGE = 2
 
+# Seconds between two looks for dead workers, once the supervisor is dead.
+RECOVER_PERIOD = 0.1
+
 
 class WorkerSpec(NamedTuple):
     """What a worker is started with; file descriptors are inherited.
@@ -55,6 +64,7 @@ class WorkerSpec(NamedTuple):
         storage: descriptor of the storage's memory.
         position: the worker's own position.
         listeners: descriptors of the listening sockets, by position.
+        from_systemd: whether these are systemd's, and listen on when this server ends.
         control: descriptor of the socket to the supervisor.
     """
 
@@ -65,6 +75,7 @@ class WorkerSpec(NamedTuple):
     storage: int
     position: int
     listeners: list[list[int]]
+    from_systemd: bool
     control: int
 
 
@@ -72,33 +83,72 @@ def main() -> int:
     """Runs the worker that the environment describes; returns the exit code."""
     spec = WorkerSpec(**json.loads(os.environ.pop(SPEC_VARIABLE)))
     config = Config(**spec.config)
+    reset_process()
     set_up_logging(config.log_level)
+    # One object for each descriptor, though several positions may share a listener.
+    sockets = {fd: socket.socket(fileno=fd) for fd in {fd for fds in spec.listeners for fd in fds}}
+    queues = [[sockets[fd] for fd in fds] for fds in spec.listeners]
+    control = socket.socket(fileno=spec.control)
+    held = _Held(spec.storage, [control, *sockets.values()])
     try:
         app = load_app(spec.app) if spec.app else None
         memory = mmap.mmap(spec.storage, 0)
-        queues = [[socket.socket(fileno=fd) for fd in fds] for fds in spec.listeners]
         server = Server(
             config,
             app,
             Storage(memory, workers=spec.areas, worker=spec.area),
             inherited=queues[spec.position],
         )
-        with socket.socket(fileno=spec.control) as control:
-            code = run_in_loop(new_loop(config.loop), lambda: _serve(server, control, queues))
+        with control:
+            code = run_in_loop(new_loop(config.loop), lambda: _serve(server, spec, control, queues))
         return leave(code)
     except ConfigError as error:
         flush_log()  # the error is to be the last line
         print(f"iproto: {error}", file=sys.stderr)
         return EXIT_USAGE
+    finally:
+        del held  # until here: forks knows it as long as it lives
 
 
-async def _serve(server: Server, control: socket.socket, queues: list[list[socket.socket]]) -> int:
+class _Held:
+    """What a worker inherited, and its own children must not have; see forks.Holder.
+
+    Args:
+        memory: descriptor of the storage's memory.
+        sockets: the rest.
+    """
+
+    def __init__(self, memory: int, sockets: Sequence[socket.socket]) -> None:
+        self._memory = memory
+        self._sockets = sockets
+        for fd in (memory, *(sock.fileno() for sock in sockets)):
+            os.set_inheritable(fd, False)
+        forks.register(self)
+
+    def descriptors(self) -> Iterator[int]:
+        """Those that are open still."""
+        yield from forks.same_file(self._memory)
+        for sock in self._sockets:
+            if sock.fileno() >= 0:
+                yield sock.fileno()
+
+    def serves(self, storage: object) -> bool:
+        """No: the server does."""
+        return False
+
+    def forget(self) -> None:
+        """The server detaches the storage."""
+
+
+async def _serve(
+    server: Server, spec: WorkerSpec, control: socket.socket, queues: list[list[socket.socket]]
+) -> int:
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[bool] = loop.create_future()
+    stop: asyncio.Future[bool] = loop.create_future()  # whether other workers take over
 
-    def decide(accept: bool) -> None:
+    def decide(retire: bool) -> None:
         if not stop.done():
-            stop.set_result(accept)
+            stop.set_result(retire)
 
     def on_control() -> None:
         try:
@@ -108,26 +158,55 @@ async def _serve(server: Server, control: socket.socket, queues: list[list[socke
         if not received:
             loop.remove_reader(control.fileno())
             logger.warning("the supervisor is dead; draining")
-            decide(accept=True)
+            decide(retire=False)
+            tasks.append(asyncio.ensure_future(_recover_dead_workers(server, spec)))
         for message in received.decode().splitlines():
             kind, _, position = message.partition(" ")
             if kind == RETIRE:
-                decide(accept=False)
+                decide(retire=True)
             elif kind == ACCEPT:
                 server.accept_at(queues[int(position)])
             elif kind == LEAVE:
                 server.leave(queues[int(position)])
 
+    tasks: list[asyncio.Future[None]] = []
     control.setblocking(False)
     loop.add_reader(control.fileno(), on_control)
-    loop.add_signal_handler(signal.SIGTERM, decide, True)
-    loop.add_signal_handler(signal.SIGINT, decide, True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, decide, False)
+        forks.register_signals(number)
     await server.start()
     ready = {"rows": server.storage.row_names}
     with contextlib.suppress(ConnectionError):  # on_control notices a dead supervisor
         control.sendall(json.dumps(ready).encode() + b"\n")
-    accept = await stop
-    return 0 if await server.drain(accept=accept) else 1
+    if await stop:
+        return 0 if await server.drain(accept=False) else 1
+    if not spec.from_systemd:
+        # Those of positions whose worker is dead or stuck, too.
+        loop.call_later(listeners.REFUSE_DELAY, _refuse, queues)
+    return 0 if await server.drain(refuse=not spec.from_systemd) else 1
+
+
+def _refuse(queues: list[list[socket.socket]]) -> None:
+    for queue in queues:
+        for sock in queue:
+            listeners.refuse(sock)
+
+
+async def _recover_dead_workers(server: Server, spec: WorkerSpec) -> None:
+    """Does a dead supervisor's duty: frees the lock if a worker dies that holds it.
+
+    None of its workers starts any more; one that is in two looks no more is dead.
+    """
+    supervisor = int(sys.argv[1])
+    areas = set(range(1, spec.areas))
+    dead_before: set[int] = set()
+    while True:
+        dead = areas - workers_of(supervisor).keys() - {spec.area}
+        for area in dead & dead_before:
+            server.storage.recover(area)
+        dead_before = dead
+        await asyncio.sleep(RECOVER_PERIOD)
 
 
 if __name__ == "__main__":
