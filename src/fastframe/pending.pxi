@@ -59,17 +59,17 @@ cdef class PendingRequests:
 
     cdef inline int reserve_ids(self, size_t count) except -1:
         """Makes sure that so many ids from ``next_id`` on are free."""
-        if (<uint32_t>(self.next_id - 1) + <uint64_t>count > 0xFFFFFFFF
-                or self.issued + count > 0xFFFFFFFF):
+        # Shifts, for 0xFFFFFFFF is a Python object to Cython.
+        if (<uint32_t>(self.next_id - 1) + <uint64_t>count | self.issued + count) >> 32:
             return self.come_round(count)
         return 0
 
     cdef int come_round(self, size_t count) except -1:
         # No request has the id 0, which an unasked SHUTDOWN has.
-        if <uint32_t>(self.next_id - 1) + <uint64_t>count > 0xFFFFFFFF:
+        if (<uint32_t>(self.next_id - 1) + <uint64_t>count) >> 32:
             self.issued += <uint32_t>(1 - self.next_id)
             self.next_id = 1
-        return self.skip_used(count) if self.issued + count > 0xFFFFFFFF else 0
+        return self.skip_used(count) if (self.issued + count) >> 32 else 0
 
     cdef int skip_used(self, size_t count) except -1:
         """Passes over ids that calls still wait for, until so many in a row are free."""

@@ -109,8 +109,8 @@ cdef int settle_unread(ClientFrames self, uint32_t func_id, uint32_t request_id,
     return deliver(self, entry, request_id, 0, error, None, outcomes)
 
 
-cdef int deliver(ClientFrames self, Pending entry, uint32_t request_id, uint32_t code,
-                 error, result, list outcomes) except -1:
+cdef inline int deliver(ClientFrames self, Pending entry, uint32_t request_id, uint32_t code,
+                        error, result, list outcomes) except -1:
     """Keeps what came for a request; adds the outcome when nothing is missing."""
     cdef uint32_t position
     if entry.results is None:
