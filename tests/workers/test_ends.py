@@ -99,6 +99,21 @@ def test_who_connects_during_a_drain_is_refused(kind: str, stuck: bool, tmp_path
         assert running.end()[0] == (1 if stuck else 0)
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_worker_that_is_sent_sigterm_is_replaced_and_its_queue_stays(
+    kind: str, tmp_path: Path
+) -> None:
+    bind = "127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    with serve_process("--workers", "1", "--bind", bind, "--log-level", "DEBUG") as running:
+        for _ in range(2):
+            (worker,) = children(running.process.pid)
+            os.kill(worker, signal.SIGTERM)
+            running.wait_for("starting another")
+            with running.peer() as peer:
+                assert peer.read(0) == ""
+            wait_until(lambda worker=worker: children(running.process.pid) != [worker])  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("kept", ["memory", "file"])
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_a_start_after_a_supervisors_death_succeeds_whatever_its_workers_do(

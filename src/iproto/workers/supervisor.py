@@ -45,6 +45,7 @@ from iproto.workers.memory import shared_memory
 from iproto.workers.pool import Pool, area_count
 from iproto.workers.process import DRAIN_GRACE
 from iproto.workers.restart import Restarts
+from iproto.workers.worker import STOP
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +199,10 @@ class Supervisor:
         # One that is not ready has nothing to drain, and no handler yet: it just dies.
         draining = [worker for worker in pool.workers if worker.ready.is_set()]
         for worker in pool.workers:
-            worker.signal(signal.SIGTERM)
+            if worker.ready.is_set():
+                worker.send(STOP)
+            else:
+                worker.signal(signal.SIGTERM)
         if not pool.from_systemd:
             # The workers have accepted what waited; one that is stuck never will.
             asyncio.get_running_loop().call_later(listeners.REFUSE_DELAY, self._refuse)

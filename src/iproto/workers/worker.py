@@ -41,6 +41,9 @@ SPEC_VARIABLE = "IPROTO_WORKER"
 RETIRE = "retire"
 """Message to a worker: drain; another worker has its listeners now."""
 
+STOP = "stop"
+"""Message to a worker: drain; the whole server ends, and its addresses refuse."""
+
 ACCEPT = "accept"
 """Message to a worker, with a position: accept at that position's listeners too."""
 
@@ -144,11 +147,14 @@ async def _serve(
     server: Server, spec: WorkerSpec, control: socket.socket, queues: list[list[socket.socket]]
 ) -> int:
     loop = asyncio.get_running_loop()
-    stop: asyncio.Future[bool] = loop.create_future()  # whether other workers take over
+    end: asyncio.Future[str] = loop.create_future()
 
-    def decide(retire: bool) -> None:
-        if not stop.done():
-            stop.set_result(retire)
+    def decide(how: str) -> None:
+        if not end.done():
+            end.set_result(how)
+        if how == STOP and not spec.from_systemd:
+            # Those of positions whose worker is dead or stuck, too.
+            loop.call_later(listeners.REFUSE_DELAY, _refuse, queues)
 
     def on_control() -> None:
         try:
@@ -158,12 +164,12 @@ async def _serve(
         if not received:
             loop.remove_reader(control.fileno())
             logger.warning("the supervisor is dead; draining")
-            decide(retire=False)
+            decide(STOP)
             tasks.append(asyncio.ensure_future(_recover_dead_workers(server, spec)))
         for message in received.decode().splitlines():
             kind, _, position = message.partition(" ")
-            if kind == RETIRE:
-                decide(retire=True)
+            if kind in (RETIRE, STOP):
+                decide(kind)
             elif kind == ACCEPT:
                 server.accept_at(queues[int(position)])
             elif kind == LEAVE:
@@ -173,18 +179,16 @@ async def _serve(
     control.setblocking(False)
     loop.add_reader(control.fileno(), on_control)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, decide, False)
+        # The server goes on without this worker, unless the supervisor says otherwise.
+        loop.add_signal_handler(number, decide, "")
         forks.register_signals(number)
     await server.start()
     ready = {"rows": server.storage.row_names}
     with contextlib.suppress(ConnectionError):  # on_control notices a dead supervisor
         control.sendall(json.dumps(ready).encode() + b"\n")
-    if await stop:
-        return 0 if await server.drain(accept=False) else 1
-    if not spec.from_systemd:
-        # Those of positions whose worker is dead or stuck, too.
-        loop.call_later(listeners.REFUSE_DELAY, _refuse, queues)
-    return 0 if await server.drain(refuse=not spec.from_systemd) else 1
+    how = await end
+    refuse = how == STOP and not spec.from_systemd
+    return 0 if await server.drain(accept=how != RETIRE, refuse=refuse) else 1
 
 
 def _refuse(queues: list[list[socket.socket]]) -> None:
