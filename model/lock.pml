@@ -10,7 +10,7 @@
    its look at `writer`, a writer's claim of `writer` and its look at `readers`. (Only these are
    of the shape "store to one word, then load another", which release and acquire do not keep
    in order; MUTANT_LOOK_FIRST shows what happens then.) For everything else release and
-   acquire are enough, because it is only touched under the lock: whoever takes the lock has
+   acquire are enough, because it is only touched under the lock: the next holder has
    loaded a word (0 from `writer`, 0 from each `readers`) that was stored with release by
    whoever left it, and so sees all that was done under it. A dead worker stores no release;
    there the death itself orders: all its stores are in memory before waitpid returns in the
@@ -18,7 +18,7 @@
 
    Configuration, by -D: WORKERS, THREADS (of the first worker; the others have one), OPS
    (operations of each thread), HOLD (operations under one hold of the write lock, at most),
-   CRASHES, STATES (2: without MAINTENANCE), TRIES (times that a lock that was not to be had is
+   CRASHES, STATES (2: without MAINTENANCE), TRIES (times that a lock that could not be taken is
    tried again before it is waited for), TIMEOUTS (a wait may be given up), LIVE (operations
    without end, and none of the ghosts' numbers, which would grow with them), and the
    MUTANT_... faults, which must be found. */

@@ -40,7 +40,7 @@ Chunks = list[bytes]
 
 
 class Scenario(NamedTuple):
-    """``prepare`` returns a step, which handles so many frames each time it is called."""
+    """``prepare`` returns a step, which handles this many frames each time it is called."""
 
     frames: int
     prepare: Callable[[], Callable[[], None]]
@@ -125,7 +125,7 @@ def halved(whole: Chunks) -> Chunks:
 
 
 def new_storage(areas: int = 1, *, in_file: bool = False) -> Storage:
-    """A store with areas for so many workers; the last one is ours.
+    """A store with areas for this many workers; the last one is ours.
 
     Args:
         areas: worker areas.
@@ -243,7 +243,7 @@ def through_tasks(what: Chunks) -> Callable[[], None]:
 
 
 def client_reads(count: int, bulk: int) -> Callable[[], None]:
-    """Reads in bulks of so many: ``read_many``; or, if it is 1, one ``read`` after the other."""
+    """Reads in bulks of this many: ``read_many``; or, if it is 1, one ``read`` after the other."""
     from iproto._fastframe import AS_TEXT, ClientFrames
 
     frames = ClientFrames(mailru=False, max_body=1 << 20)
@@ -316,7 +316,7 @@ SCENARIOS = {
 
 
 def run_child(steps: int, prepare: Callable[[], Callable[[], None]]) -> int:
-    """Runs so many steps in a child; returns its id."""
+    """Runs this many steps in a child; returns its id."""
     pid = os.fork()
     if pid == 0:
         try:

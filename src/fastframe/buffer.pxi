@@ -28,7 +28,7 @@ cdef bytes take_all(Buffer* b):
 
 
 cdef int reserve(Buffer* b, size_t more) except -1:
-    """Makes room for so many bytes at the end."""
+    """Makes room for this many bytes at the end."""
     cdef size_t held = size_of(b)
     cdef size_t capacity
     cdef uint8_t* data

@@ -34,7 +34,7 @@ cdef int attach_for_check(Py_buffer* view, handle_t* h) except -1:
 
 
 cdef int check_header(const store_t* found, size_t size) except -1:
-    """Whether this is the header of a store that fits into so many bytes.
+    """Whether this is the header of a store that fits into this many bytes.
 
     Args:
         found: a copy of it; others may be at work in the store itself.

@@ -76,7 +76,7 @@ cdef dict counters_of(worker_t* areas, uint32_t first, uint32_t last):
 
 
 cdef list sums(uint64_t* words, int count, uint32_t first, uint32_t last):
-    """Sums each of so many words, which stand here in the first area, over the workers."""
+    """Sums each of this many words, which begin here in the first area, over the workers."""
     cdef list totals = []
     cdef uint64_t total
     cdef uint32_t worker

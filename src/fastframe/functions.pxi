@@ -153,7 +153,7 @@ cdef object decode_arguments(UserFunction self, bytes array, uint32_t count):
 
 
 cdef bytes within_array(bytes body, uint32_t count):
-    """The body behind the head of an array of so many objects."""
+    """The body behind the head of an array of this many objects."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(body)
     cdef uint8_t* out
     if count > MOST_ARGUMENTS:

@@ -156,7 +156,7 @@ typedef struct {
     uint32_t checked;
 } handle_t;
 
-/* The caller has checked that the store is one for so many workers. */
+/* The caller has checked that the store is one for this many workers. */
 static inline handle_t attach(store_t *store, uint32_t workers, uint32_t worker, int checked) {
     handle_t handle;
     handle.store = store;

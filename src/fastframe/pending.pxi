@@ -72,7 +72,7 @@ cdef class PendingRequests:
         return self.skip_used(count) if (self.issued + count) >> 32 else 0
 
     cdef int skip_used(self, size_t count) except -1:
-        """Passes over ids that calls still wait for, until so many in a row are free."""
+        """Passes over ids that calls still wait for, until this many in a row are free."""
         cdef size_t unused = 0
         cdef uint32_t candidate
         while unused < count and (self.single or self.bulks):

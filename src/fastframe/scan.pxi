@@ -92,7 +92,7 @@ cdef void fail(ServerFrames self, const Request* request, int row, uint32_t code
 
 
 cdef bint answer_other(ServerFrames self, const Request* request) except -1:
-    """PING, SHUTDOWN, users' functions and unknown ones; False: stop here."""
+    """PING, SHUTDOWN, user functions and unknown ones; False: stop here."""
     cdef PyObject* function
     cdef char[ERROR_TEXT] text
     if request.func_id == PING:

@@ -35,7 +35,7 @@ cdef class Storage:
     cdef Scratch scratch
     cdef Py_buffer view
     cdef bint has_view
-    # Counter row → name, of the users' functions that were given one.
+    # Counter row → name, of the user functions that were given one.
     cdef readonly dict row_names
 
     def __cinit__(self, buffer=None, *, int workers=1, int worker=0, bint checked=False):
@@ -80,7 +80,7 @@ cdef class Storage:
 
     @staticmethod
     def size_for(workers=1):
-        """Bytes that a store for so many workers takes; for 0, those before their areas.
+        """Bytes that a store for this many workers takes; for 0, those before their areas.
 
         Raises:
             ValueError: the number of workers is outside 0..1024.
@@ -163,7 +163,7 @@ cdef class Storage:
             OutOfRangeError: no such slot.
             LockedError: the storage is in MAINTENANCE.
             InternalError: the slot or the state is damaged.
-            OverloadedError: the lock was not to be had.
+            OverloadedError: the lock could not be taken.
         """
         cdef Op op
         op.row = ROW_READ
@@ -182,7 +182,7 @@ cdef class Storage:
             IllegalParamsError: the content is too long.
             ReadOnlyError, LockedError: the state forbids it.
             InternalError: the state is damaged.
-            OverloadedError: the lock was not to be had.
+            OverloadedError: the lock could not be taken.
         """
         cdef Op op
         op.row = ROW_REPLACE
@@ -206,7 +206,7 @@ cdef class Storage:
 
         Raises:
             ValueError: not a state.
-            OverloadedError: the lock was not to be had.
+            OverloadedError: the lock could not be taken.
         """
         cdef Op op
         op.row = ROW_OF_SWITCH[State(state)]
@@ -286,7 +286,7 @@ cdef class Storage:
         return counters_of(self.handle.areas, first, last)
 
     def row_for(self, str name not None):
-        """The counter row of users' functions of this name, the same each time it is asked.
+        """The counter row of user functions of this name, the same each time it is asked.
 
         When the rows are used up, functions share the last one, named "other".
         """

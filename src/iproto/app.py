@@ -57,7 +57,7 @@ class Function:
 
 
 class App:
-    """A table of users' own functions.
+    """A table of user functions.
 
     ::
 

@@ -83,7 +83,7 @@ class Arguments:
         self.decoders: tuple[Callable[[bytes], tuple[Any, ...]], ...] = tuple(
             _decoder(types[:count], shapes[:count]) for count in range(len(types) + 1)
         )
-        """By number of arguments: takes a MsgPack array of so many objects."""
+        """By number of arguments: takes a MsgPack array of this many objects."""
 
     def refuse(self, error: Exception) -> Exception:
         """What to raise for what a decoder raised."""

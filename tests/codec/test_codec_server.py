@@ -144,7 +144,7 @@ packed_contents = contents.flatmap(lambda content: st.sampled_from(forms_of_str(
 
 
 def heads(fix: int, wide: int, count: int) -> st.SearchStrategy[bytes]:
-    """The head of an array or map of so many elements, in every form."""
+    """The head of an array or map of this many elements, in every form."""
     return st.sampled_from(
         [
             bytes([fix | count]),

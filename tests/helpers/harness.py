@@ -181,7 +181,7 @@ class Served:
         return {reason.name: counts[reason] for reason in iproto.CloseReason if counts[reason]}
 
     def wait_closed(self, count: int = 1) -> dict[str, int]:
-        """Waits until so many connections have ended."""
+        """Waits until this many connections have ended."""
 
         async def ended() -> None:
             while sum(self.server.storage.counters()["closed"]) < count:

@@ -692,7 +692,7 @@ def cases(dialect: str) -> Iterator[Case]:
 ERROR_TEXTS = ("try again later", "индекс 1000 вне 0..999", "x" * 31, "y" * 32, "z" * 300)
 
 OTHER_CODES = (0x0001, 0x5102, 0x80000002, 0xFFFFFFFF)
-"""Codes of users' own functions, which a client must hand on as they are."""
+"""Codes of user functions, which a client must hand on as they are."""
 
 
 def client_replies(dialect: str) -> Iterator[dict[str, Any]]:

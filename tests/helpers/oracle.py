@@ -121,7 +121,7 @@ class OracleServer:
     """One storage and one connection to it.
 
     Args:
-        functions: ids of users' functions; their frames end up in ``calls``.
+        functions: ids of user functions; their frames end up in ``calls``.
     """
 
     def __init__(self, *, max_body: int = 1 << 20, functions: Collection[int] = ()) -> None:

@@ -59,7 +59,7 @@ REFUSED = ReturnCode.ILLEGAL_PARAMS
 
 
 def int_keys(count: int) -> bytes:
-    """A map of so many int keys; which of them collide in a dict, anybody can find out."""
+    """A map of this many int keys; which of them collide in a dict, anybody can find out."""
     pairs = b"".join(b"\xcf" + struct.pack(">Q", n << 32) + b"\xc0" for n in range(count))
     return b"\xdf" + struct.pack(">I", count) + pairs
 

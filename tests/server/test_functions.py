@@ -1,4 +1,4 @@
-"""Functions of users' own: registration, arguments, results, limits."""
+"""User functions: registration, arguments, results, limits."""
 
 from __future__ import annotations
 

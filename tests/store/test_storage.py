@@ -737,7 +737,7 @@ def _restless() -> Iterator[None]:
 
 
 def overloaded(storage: ff.Storage, func_id: int, body: bytes) -> None:
-    """The request is answered OVERLOADED: the lock was not to be had."""
+    """The request is answered OVERLOADED: the lock could not be taken."""
     assert ask(frames_over(storage), func_id, body).return_code == ReturnCode.OVERLOADED
 
 
@@ -905,7 +905,7 @@ print(done, refused)
 
 
 def patiently(call: Callable[..., T], *arguments: object) -> T:
-    """Calls again for as long as the lock is not to be had."""
+    """Calls again for as long as the lock cannot be taken."""
     while True:
         with contextlib.suppress(OverloadedError):
             return call(*arguments)

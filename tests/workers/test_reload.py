@@ -41,7 +41,7 @@ def configured(file: Path, *arguments: str, **options: Any) -> Iterator[ServerPr
 
 
 def takes(running: ServerProcess, size: int) -> bool:
-    """Whether a body of so many bytes is taken; if not, the connection ends."""
+    """Whether a body of this many bytes is taken; if not, the connection ends."""
     with running.peer() as peer:
         # It is too long to mean anything, and so is refused in any case.
         peer.send(frame(FuncID.STORAGE_READ, bytes(size)))
@@ -326,7 +326,7 @@ def test_a_worker_that_dies_with_an_order_unread_is_replaced_without_a_traceback
         first, second = pids(running)
         os.kill(second, signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
-        running.wait_for("starting another")  # the other is told to serve in its place
+        running.wait_for("starting another")  # the other gets its listeners
         os.kill(second, signal.SIGKILL)
         for _ in range(2):
             running.wait_for("is ready")

@@ -40,7 +40,7 @@ class Cell:
         connections: how many.
         depth: requests in flight on each connection, at most.
         rate: requests due in a second, in all; 0 is the closed loop.
-        each: whether each of the server's processes gets so many connections.
+        each: whether each of the server's processes gets this many connections.
     """
 
     mix: str

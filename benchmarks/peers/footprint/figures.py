@@ -334,7 +334,7 @@ def scrape(port: int) -> None:
 
 @contextlib.contextmanager
 def scraping(port: int, every: float | None) -> Iterator[None]:
-    """Scrape every so many seconds, the first time at once; not at all if None."""
+    """Scrape every this many seconds, the first time at once; not at all if None."""
     if every is None:
         yield
         return

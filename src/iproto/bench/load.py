@@ -355,7 +355,7 @@ class _Connection:
             self._load.has_room(self, now)
 
     def send(self, count: int, since: tuple[float, ...]) -> None:
-        """Sends so many requests; ``since`` as in :class:`~iproto.bench.workload.Batch`."""
+        """Sends this many requests; ``since`` as in :class:`~iproto.bench.workload.Batch`."""
         load, frames = self._load, self._frames
         for kind, number in load.dealer.kinds(count):
             own, since = (since[:number], since[number:]) if len(since) > 1 else (since, since)

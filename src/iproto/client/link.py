@@ -107,7 +107,7 @@ class LinkState:
         return silence >= seconds and (not self.frames.waiting or silence >= SILENCE)
 
     def silent_reason(self, seconds: float) -> str:
-        """Why the link is dropped for a call that timed out after so many seconds."""
+        """Why the link is dropped for a call that timed out after this many seconds."""
         return silent_reason(self.address, seconds)
 
     def lost_reason(self, error: BaseException | None) -> str:

@@ -63,7 +63,7 @@ def reply_timeout(
         missing: bytes that a reply still lacks.
     """
     more = ", nor any other byte: the connection is dropped" if dropped else ""
-    if missing == 4:  # by which the dialects differ; of users' functions nothing else tells
+    if missing == 4:  # by which the dialects differ; of user functions nothing else tells
         more = (
             ": one came, but 4 bytes short of its body_length; "
             "if the server speaks dialect=mailru, tell the client so"

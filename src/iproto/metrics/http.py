@@ -69,7 +69,7 @@ class _RequestHandler(WSGIRequestHandler):
         return parsed
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: a scrape every few seconds is no news."""
+        """Nothing: a scrape every few seconds needs no log line."""
 
 
 class HTTPServer(ThreadingMixIn, WSGIServer):
@@ -193,7 +193,7 @@ class HTTPServer(ThreadingMixIn, WSGIServer):
         self._spare.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a client of the endpoint that goes away is no news."""
+        """Nothing: a client of the endpoint that goes away needs no log line."""
 
 
 class _HTTPServer6(HTTPServer):

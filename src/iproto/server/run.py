@@ -40,7 +40,7 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
         128 + the signal's number after a second signal.
 
     Raises:
-        ConfigError: an address cannot be listened on, the loop is not to be had,
+        ConfigError: an address cannot be listened on, the loop is not installed,
             or the storage file cannot be used, or there is a storage beside it.
     """
     with contextlib.ExitStack() as stack:
@@ -148,7 +148,7 @@ def new_loop(name: str) -> asyncio.AbstractEventLoop:
 
 
 def _cancel_all_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancels what is left of users' functions; those that will not end are left behind."""
+    """Cancels what is left of user functions; those that will not end are left behind."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()

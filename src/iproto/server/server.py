@@ -48,7 +48,7 @@ FAILURE_PAUSE = 60.0
 
 
 class Server:
-    """Serves the storage and users' own functions, in the running loop.
+    """Serves the storage and user functions, in the running loop.
 
     ::
 
@@ -194,7 +194,7 @@ class Server:
         )
 
     def _load_functions(self) -> None:
-        """Gives each of the users' functions its counter row, while there are rows."""
+        """Gives each of the user functions its counter row, while there are rows."""
         if self._app is None:
             return
         from iproto.server.calls import CallTasks, callee_of  # msgspec is only for these

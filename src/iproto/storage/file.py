@@ -293,7 +293,7 @@ def _cut_off(path: str, size: int, needed: int) -> ConfigError:
 
 
 def _renew(fd: int, workers: int, state: State, size: int) -> None:
-    """Makes a file that was checked ready for so many workers; slots and state stay."""
+    """Makes a file that was checked ready for this many workers; slots and state stay."""
     image = _image(workers, state)
     try:
         # All of it: a copy that was restored may have holes, for which there

@@ -43,7 +43,7 @@ WATCH_PERIOD = 0.5
 
 
 def area_count(workers: int) -> int:
-    """Areas that a storage for so many workers needs; the first is the supervisor's own."""
+    """Areas that a storage for this many workers needs; the first is the supervisor's own."""
     return 1 + 2 * workers
 
 
