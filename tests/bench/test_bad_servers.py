@@ -64,7 +64,7 @@ def test_latencies_count_from_when_a_request_was_due() -> None:
 
 class Doubling(LoadedServer):
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
-        return super()._reply(func_id, request_id, body) * (1 if request_id % 10 else 2)
+        return super()._reply(func_id, request_id, body) * (1 if self.number % 10 else 2)
 
 
 def test_replies_that_come_twice_are_counted() -> None:
@@ -78,7 +78,7 @@ def test_replies_that_come_twice_are_counted() -> None:
 class Forgetful(LoadedServer):
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
         reply = super()._reply(func_id, request_id, body)
-        return b"" if self.is_loaded and request_id == 10 else reply
+        return b"" if self.is_loaded and self.number == 10 else reply
 
 
 def test_requests_that_are_never_answered_are_lost() -> None:
@@ -114,7 +114,7 @@ class Breaking(LoadedServer):
         super()._serve(sock)
 
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
-        if self.is_loaded and request_id == 40:
+        if self.is_loaded and self.number == 40:
             raise OSError("enough")
         return super()._reply(func_id, request_id, body)
 
@@ -237,8 +237,8 @@ def test_a_unix_socket_whose_queue_is_full_is_tried_again(tmp_path: Path) -> Non
 
 class Nonsense(LoadedServer):
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
-        wrong = self.is_loaded and request_id == 40
-        return super()._reply(func_id, request_id + (1 << 30) * wrong, body)
+        wrong = self.is_loaded and self.number == 40
+        return super()._reply(func_id, request_id ^ (1 << 30) * wrong, body)
 
 
 def test_a_reply_to_nothing_breaks_the_connection_and_is_wrong() -> None:

@@ -46,6 +46,7 @@ class FrameServer:
         self.chunks: list[bytes] = []
         self._stopping = False
         self._threads: list[threading.Thread] = []
+        self._here = threading.local()  # a connection has a thread
         self._socks: list[socket.socket] = []
         self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if path:
@@ -91,6 +92,7 @@ class FrameServer:
 
     def _serve(self, sock: socket.socket) -> None:
         held = b""
+        self._here.number = 0
         with sock, contextlib.suppress(OSError):
             while data := sock.recv(1 << 16):
                 self.chunks.append(data)
@@ -103,12 +105,19 @@ class FrameServer:
                     if len(body) < length:
                         break
                     at += 12 + length
+                    self._here.number += 1
                     replies.append(self._reply(func_id, request_id, body))
                     if func_id == FuncID.SHUTDOWN:
                         sock.sendall(b"".join(replies))
                         return
                 held = held[at:]
                 sock.sendall(b"".join(replies))
+
+    @property
+    def number(self) -> int:
+        """Of the request that is being answered, on its connection: 1, 2, ..."""
+        number: int = self._here.number
+        return number
 
     def _reply(self, func_id: int, request_id: int, body: bytes) -> bytes:
         if func_id in (FuncID.PING, FuncID.SHUTDOWN):
