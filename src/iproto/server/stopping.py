@@ -15,6 +15,8 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
+from iproto.server.logs import flush_log
+
 if TYPE_CHECKING:
     import asyncio
     from types import FrameType, TracebackType
@@ -124,8 +126,12 @@ class StopSignals:
 
 def _leave(code: int) -> None:
     """Ends the process whatever its other threads do."""
-    text = "the event loop is blocked, by a function of yours most likely: leaving without it"
-    writer = threading.Thread(target=logger.error, args=(text,), daemon=True)
+
+    def say_why() -> None:
+        logger.error("the event loop is blocked, most likely by a user function: leaving it")
+        flush_log()
+
+    writer = threading.Thread(target=say_why, daemon=True)
     writer.start()
     writer.join(LOG_WAIT)
     os._exit(code)
