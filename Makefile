@@ -30,6 +30,10 @@ JOBS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 test: $(BUILT) ## Build, and run all tests, JOBS at once (0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
+.PHONY: test-again
+test-again: $(BUILT) ## Run the tests that failed last, one after the other
+	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --numprocesses 0
+
 .PHONY: smoke
 smoke: $(BUILT) ## Build, and run the quick test files of tests/smoke.txt: half a minute
 	$(BIN)/python -m pytest -q -x $$(cat tests/smoke.txt)

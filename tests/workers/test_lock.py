@@ -101,7 +101,8 @@ def test_a_holder_of_the_lock_that_is_frozen_costs_the_others_one_short_wait(
             peer.sock.close()
         for peer in peers:
             write_until_done(peer)
-            assert peer.read(1) == "written"
+            # The worker that was frozen may still have a write of its load to execute.
+            assert peer.read(1) in ("written", "x" * 200)
             peer.sock.close()
 
 
