@@ -140,8 +140,6 @@ def soak(seconds: float, workers: int = 2, period: float = 0.3, seed: int = 1) -
     stop = threading.Event()
     kills = 0
     with serve_process("--workers", str(workers)) as running:
-        # The log must be read, or the supervisor would wait when the pipe is full.
-        threading.Thread(target=running.process.communicate, daemon=True).start()
         clients = [Client(running, number, stop) for number in range(CLIENTS)]
         for client in clients:
             client.start()
