@@ -15,6 +15,7 @@ import pytest
 
 from iproto import Config, FuncID, ReturnCode
 from iproto.workers import upgrade
+from iproto.workers.inheritance import Inheritance
 from iproto.workers.place import Place
 from tests.helpers.harness import PATIENCE, ServerProcess, children, frame, serve_process
 from tests.helpers.workers import APP, Resender, pids, supervised
@@ -341,7 +342,7 @@ def test_a_program_that_cannot_be_started_leaves_the_old_one_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = os.memfd_create("storage")
-    nothing = upgrade.Inheritance(memory, 1, [], False, None, [], [], {}, {})
+    nothing = Inheritance(memory, 1, [], False, None, [], [], {}, {})
     try:
         with pytest.raises(FileNotFoundError):
             upgrade.hand_over(nothing, Place(".", "/nowhere/python"))

@@ -75,9 +75,10 @@ def _serve_now(options: argparse.Namespace) -> int:
     from iproto.server.logs import set_up_logging
     from iproto.server.settings import read_settings
     from iproto.workers import upgrade
+    from iproto.workers.inheritance import inherited
 
     read = partial(read_settings, vars(options), os.environ)
-    inheritance = upgrade.inherited()
+    inheritance = inherited()
     if inheritance is None:
         startup.reset_process()
         startup.end_on_sigterm()

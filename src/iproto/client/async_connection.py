@@ -16,14 +16,11 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from iproto._fastframe import AS_BYTES
-from iproto.client.async_dial import dial
-from iproto.client.async_link import Link
+from iproto.client.async_dial import new_link
 from iproto.client.dial import DialError
 from iproto.client.link import Unexecuted
 from iproto.client.reasons import (
     closed_error,
-    ended_error,
     unconnected_timeout,
     unusable_error,
 )
@@ -32,6 +29,7 @@ from iproto.errors import IprotoError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iproto.client.async_link import Link
     from iproto.client.route import Route
 
 # Seconds between two looks at deadlines, the first apart: many calls that time
@@ -166,7 +164,7 @@ class Connection:
             if delay > 0:
                 await self._sleep(delay)
             begun = True
-            link = await self._new_link(loop)
+            link = await new_link(self, loop)
         except asyncio.CancelledError:
             if begun:
                 self.route.backoff.failed("no answer in time")
@@ -192,37 +190,6 @@ class Connection:
             if not link.paused:
                 self.open = link
                 self._release(None, link)
-
-    async def _new_link(self, loop: asyncio.AbstractEventLoop) -> Link:
-        sock = await dial(loop, self.route)
-        try:
-            state = self.route.new_link()
-            create = (
-                loop.create_connection
-                if self.route.target.path is None
-                else loop.create_unix_connection
-            )
-            _, link = await create(lambda: Link(self, state), sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        try:
-            if link.frames.mailru is None:
-                probe = loop.create_future()
-                link.frames.read(0, AS_BYTES, probe, inf)
-                link.flush_soon()
-                error: Exception | None = None
-                try:
-                    await probe
-                except Exception as failure:
-                    error = failure
-                self.route.probed(link.frames, error)
-            if state.ended is not None:
-                raise ended_error(state.ended)
-        except BaseException:
-            link.end("the client gave the connection up")
-            raise
-        return link
 
     # What a link tells.
 

@@ -7,13 +7,66 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from math import inf
 from typing import TYPE_CHECKING
 
+from iproto._fastframe import AS_BYTES
+from iproto.client.async_link import Link
 from iproto.client.dial import STAGGER, DialError, interleaved, is_refusal
+from iproto.client.reasons import ended_error
 
 if TYPE_CHECKING:
+    from iproto.client.async_link import Owner
     from iproto.client.dial import Place
     from iproto.client.route import Route
+
+
+async def new_link(owner: Owner, loop: asyncio.AbstractEventLoop) -> Link:
+    """Connects a link, and finds out the server's dialect if it is not known.
+
+    Args:
+        owner: hears what becomes of the link.
+        loop: the running loop.
+
+    Raises:
+        DialError: no address could be connected to.
+        ConnectionError: the connection ended before the dialect was known.
+        IprotoError: the stream cannot be read on, or the link was given up.
+        Unexecuted: the server announced its end.
+    """
+    route = owner.route
+    sock = await dial(loop, route)
+    try:
+        state = route.new_link()
+        create = (
+            loop.create_connection if route.target.path is None else loop.create_unix_connection
+        )
+        _, link = await create(lambda: Link(owner, state), sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        if link.frames.mailru is None:
+            await _probe(route, link, loop)
+        if state.ended is not None:
+            raise ended_error(state.ended)
+    except BaseException:
+        link.end("the client gave the connection up")
+        raise
+    return link
+
+
+async def _probe(route: Route, link: Link, loop: asyncio.AbstractEventLoop) -> None:
+    """Finds out the server's dialect, with a read."""
+    probe = loop.create_future()
+    link.frames.read(0, AS_BYTES, probe, inf)
+    link.flush_soon()
+    error: Exception | None = None
+    try:
+        await probe
+    except Exception as failure:
+        error = failure
+    route.probed(link.frames, error)
 
 
 async def dial(loop: asyncio.AbstractEventLoop, route: Route) -> socket.socket:

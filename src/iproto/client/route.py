@@ -6,11 +6,10 @@ Imports no asyncio, so that the blocking client starts quickly.
 from __future__ import annotations
 
 import os
-import socket
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from iproto._fastframe import ClientFrames
 from iproto.client.link import LinkState
@@ -24,9 +23,11 @@ from iproto.errors import (
     IprotoError,
     ProtocolError,
 )
+from iproto.sockets import tune
 from iproto.wire import Dialect
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from iproto.client.url import Target
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 # that is starting, short enough to find it soon after.
 _BACKOFF_FIRST = 0.05
 _BACKOFF_LAST = 5.0
-
-
-class _Socket(Protocol):
-    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
 
 
 class Backoff:
@@ -125,11 +122,10 @@ class Route:
         mailru = None if self.dialect is Dialect.AUTO else self.dialect is Dialect.MAILRU
         return ClientFrames(mailru=mailru, max_body=self._max_body, max_request=self._max_request)
 
-    def tune(self, sock: _Socket) -> None:
-        """Small frames leave at once, and a peer that vanished is noticed when idle."""
+    def tune(self, sock: socket.socket) -> None:
+        """Sets a TCP connection up; see ``sockets.tune``."""
         if self.target.path is None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            tune(sock)
 
     def probed(self, frames: ClientFrames, error: BaseException | None) -> None:
         """The read that finds the dialect was answered, or failed.

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from iproto.server.config import Config
+    from iproto.workers.inheritance import Inheritance
     from iproto.workers.pool import Pool
     from iproto.workers.process import Worker
-    from iproto.workers.upgrade import Inheritance
 
     Change = Callable[[], Coroutine[None, None, str | None]]  # returns why it was not made
 

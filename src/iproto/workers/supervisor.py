@@ -41,6 +41,7 @@ from iproto.words import counted
 from iproto.workers import upgrade
 from iproto.workers.cpus import usable_cpus
 from iproto.workers.figures import worker_figures
+from iproto.workers.inheritance import describe
 from iproto.workers.memory import shared_memory
 from iproto.workers.pool import Pool, area_count
 from iproto.workers.process import DRAIN_GRACE
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from iproto.server.config import Config
-    from iproto.workers.upgrade import Inheritance
+    from iproto.workers.inheritance import Inheritance
 
 logger = logging.getLogger("iproto.workers")
 
@@ -246,7 +247,7 @@ class Supervisor:
     def _describe(self) -> Inheritance:
         """What another program needs to take over from this one."""
         metrics = self._metrics
-        return upgrade.describe(self.pool, None if metrics is None else metrics.fileno())
+        return describe(self.pool, None if metrics is None else metrics.fileno())
 
     async def _hand_over(self) -> None:
         """Becomes the program as it is installed now.

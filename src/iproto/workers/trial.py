@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from iproto.server.config import Config
+    from iproto.workers.inheritance import Inheritance
     from iproto.workers.process import Worker
-    from iproto.workers.upgrade import Inheritance
 
 
 def run(inheritance: Inheritance, area: int, app: str, read: Callable[[], Config]) -> int:

@@ -1,8 +1,8 @@
 """The supervisor replaced in place: the same process, new code, everything kept.
 
 ``execve`` starts the new program in the old process, so that its number, its
-children and its open files stay. An Inheritance in the environment names the
-files and describes the children.
+children and its open files stay. An Inheritance (inheritance.py) in the
+environment names the files and describes the children.
 
 Before that the old program runs a trial (trial.py): the new program starts a
 worker of its own, which must become ready. If the new program fails all the
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -22,24 +21,22 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from iproto.server.config import Config
 from iproto.server.logs import flush_log
+from iproto.workers.inheritance import INHERITANCE_VARIABLE, inherited
 from iproto.workers.place import find_place
-from iproto.workers.pool import START_TIMEOUT, area_count
+from iproto.workers.pool import START_TIMEOUT
 from iproto.workers.process import DRAIN_GRACE, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from iproto.workers.inheritance import Inheritance
     from iproto.workers.place import Place
     from iproto.workers.pool import Pool
 
 logger = logging.getLogger("iproto.workers")
-
-INHERITANCE_VARIABLE = "IPROTO_INHERITANCE"
-"""The environment variable that holds an Inheritance, as JSON."""
 
 TRIAL_VARIABLE = "IPROTO_TRIAL_AREA"
 """The environment variable of a trial: the area that its worker may use."""
@@ -55,84 +52,7 @@ RETRY_DELAY = 5.0
 HELD_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
 
 
-class InheritedWorker(NamedTuple):
-    """A worker that runs on; see process.Worker."""
-
-    position: int
-    area: int
-    pid: int
-    control: int
-    ready: bool
-    drain_timeout: float
-
-
-class Inheritance(NamedTuple):
-    """What one supervisor leaves to the next; file descriptors stay open.
-
-    Args:
-        memory: descriptor of the storage's memory.
-        areas: worker areas in it.
-        listeners: descriptors, by address.
-        from_systemd: whether the listeners are systemd's.
-        metrics: descriptor of the metrics endpoint's listener; None without an endpoint.
-        workers: those that are alive.
-        positions: of each, restarts and CPU seconds used.
-        rows: names of the counter rows of user functions.
-        settings: the fields of the Config in force.
-    """
-
-    memory: int
-    areas: int
-    listeners: list[list[int]]
-    from_systemd: bool
-    metrics: int | None
-    workers: list[InheritedWorker]
-    positions: list[tuple[int, float]]
-    rows: dict[str, str]
-    settings: dict[str, Any]
-
-    @property
-    def config(self) -> Config:
-        """The settings, as this program knows them.
-
-        Raises:
-            ConfigError: it does not take one of them any more.
-        """
-        known = {field.name for field in dataclasses.fields(Config)}
-        return Config(**{name: self.settings[name] for name in known & self.settings.keys()})
-
-
 # The old program.
-
-
-def describe(pool: Pool, metrics: int | None) -> Inheritance:
-    """What another program needs to take over a pool.
-
-    Args:
-        pool: the workers, and what they serve.
-        metrics: descriptor of the metrics endpoint's listener, or None.
-    """
-    return Inheritance(
-        memory=pool.memory,
-        areas=area_count(pool.count),
-        listeners=[[sock.fileno() for sock in group] for group in pool.listeners],
-        from_systemd=pool.from_systemd,
-        metrics=metrics,
-        workers=[
-            InheritedWorker(
-                position=worker.position,
-                area=worker.area,
-                pid=worker.pid,
-                control=worker.control.fileno(),
-                ready=worker.ready.is_set(),
-                drain_timeout=worker.drain_timeout,
-            )
-            for worker in pool.workers
-        ],
-        positions=[(known.restarts, known.cpu_seconds) for known in pool.positions],
-        rows={str(row): name for row, name in pool.storage.row_names.items()},
-        settings=dataclasses.asdict(pool.config),
-    )
 
 
 async def refusal(inheritance: Inheritance, area: int, place: Place) -> str | None:
@@ -192,7 +112,7 @@ def hand_over(inheritance: Inheritance, place: Place) -> NoReturn:
     """
     if place.existing_directory is not None:
         os.chdir(place.directory)
-    for fd in _descriptors(inheritance):
+    for fd in inheritance.descriptors:
         os.set_inheritable(fd, True)
     flush_log()  # the thread that writes it ends with this program
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
@@ -208,16 +128,6 @@ def hand_over(inheritance: Inheritance, place: Place) -> NoReturn:
 
 
 # The new program.
-
-
-def inherited() -> Inheritance | None:
-    """What an earlier supervisor left to this process; None if it is the first."""
-    text = os.environ.get(INHERITANCE_VARIABLE)
-    if text is None:
-        return None
-    fields: dict[str, Any] = json.loads(text)
-    fields["workers"] = [InheritedWorker(*worker) for worker in fields["workers"]]
-    return Inheritance(**fields)
 
 
 def trial_area() -> int | None:
@@ -237,7 +147,7 @@ def adopt(pool: Pool, inheritance: Inheritance) -> None:
             workers[-1].ready.set()
     positions = list(zip(pool.positions, inheritance.positions, strict=True))
     del os.environ[INHERITANCE_VARIABLE]  # from here on a failure is this program's own
-    for fd in _descriptors(inheritance):
+    for fd in inheritance.descriptors:
         if fd == pool.memory:
             os.set_inheritable(fd, False)
         else:
@@ -306,12 +216,3 @@ def _socket_of(fd: int) -> socket.socket:
     sock = socket.socket(fileno=copy)
     sock.setblocking(False)
     return sock
-
-
-def _descriptors(inheritance: Inheritance) -> list[int]:
-    return [
-        inheritance.memory,
-        *(fd for group in inheritance.listeners for fd in group),
-        *([] if inheritance.metrics is None else [inheritance.metrics]),
-        *(worker.control for worker in inheritance.workers),
-    ]
