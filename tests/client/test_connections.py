@@ -29,6 +29,7 @@ from tests.helpers.clients import (
     until,
 )
 from tests.helpers.frame_server import FrameServer
+from tests.helpers.tcp import keepalive_in, linux_only
 
 # --- Connections that end, or never begin ---------------------------------------------------------
 
@@ -330,3 +331,12 @@ async def test_arguments_override_the_url(kind: str) -> None:
     ) as client:
         target = route_of(client).target
     assert (target.dialect, target.timeout) == (Dialect.MAILRU, 1.0)
+
+
+@linux_only
+@both
+async def test_a_server_that_vanished_is_asked_whether_it_is_there(kind: str) -> None:
+    with FrameServer() as server:
+        async with calling(kind, server.url) as client:
+            assert await client.read(1) == ""
+            assert 30 < keepalive_in(remote=server.port) <= 60

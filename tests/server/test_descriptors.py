@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,10 +12,12 @@ import pytest
 from iproto import FuncID
 from iproto.address import Address, parse_address
 from tests.helpers.harness import PATIENCE, Peer, ServerProcess, serve_process, serving, wait_until
+from tests.helpers.tcp import keepalive_in, linux_only
 from tests.metrics.test_metrics import get, parse, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 LIMIT = 128
 
@@ -105,18 +105,9 @@ def test_newcomers_and_health_do_not_hang_when_a_function_has_used_all_up(
         assert peer.ask(FuncID.PING).func_id == FuncID.PING
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the timers of sockets are read from /proc")
+@linux_only
 def test_a_client_that_vanished_is_asked_whether_it_is_there() -> None:
     with serving() as served, served.peer() as peer:
         assert peer.ask(FuncID.PING).func_id == FuncID.PING
-        ours, theirs = (
-            f":{name()[1]:04X}" for name in (peer.sock.getpeername, peer.sock.getsockname)
-        )
-        (timer,) = (
-            fields[5]
-            for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines())
-            if fields[1].endswith(ours) and fields[2].endswith(theirs)
-        )
-    kind, ticks = timer.split(":")
-    assert kind == "02", "the keepalive timer"
-    assert 30 < int(ticks, 16) / 100 <= 60
+        ours, theirs = peer.sock.getpeername()[1], peer.sock.getsockname()[1]
+        assert 30 < keepalive_in(local=ours, remote=theirs) <= 60
