@@ -128,7 +128,7 @@ asan: build/asan/.built ## The suite with AddressSanitizer and UBSan, by clang; 
 
 .PHONY: asan-short
 asan-short: ## The part of it that drives the extension without processes
-	$(MAKE) asan ASAN_TESTS="tests/codec tests/fuzz tests/store/test_storage.py"
+	$(MAKE) asan ASAN_TESTS="tests/codec tests/fuzz $(patsubst %,tests/store/test_%.py,storage buffers checked shared concurrency)"
 
 build/asan/.built: $(SOURCES)
 	$(call instrumented_build,build/asan,$(SANITIZE) -shared-libasan)

@@ -12,7 +12,7 @@ from iproto import _fastframe as ff
 from iproto.errors import Error
 from iproto.wire import SLOT_BYTES, SLOT_COUNT, FuncID, ReturnCode, State
 from tests.helpers.oracle import packed_str, request
-from tests.store.test_storage import STATE_AT
+from tests.helpers.store import STATE_AT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

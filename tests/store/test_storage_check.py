@@ -14,7 +14,8 @@ from iproto.storage.check import check_file
 from iproto.storage.file import MAKING, open_storage
 from iproto.wire import SLOT_BYTES
 from tests.helpers.harness import PATIENCE
-from tests.store.test_storage import (
+from tests.helpers.storage_files import FILLED, contents, filled, flip, patch
+from tests.helpers.store import (
     PAGE,
     READERS_AT,
     SLOT_SIZE,
@@ -24,7 +25,6 @@ from tests.store.test_storage import (
     current_words,
     slot_at,
 )
-from tests.store.test_storage_file import FILLED, contents, filled, flip, patch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from iproto import _fastframe as ff
 from iproto.errors import IprotoError
 from iproto.wire import FuncID
 from tests.helpers.oracle import packed_str, parse_responses, request
-from tests.store.test_storage import READERS_AT, SLOTS_AT, slot_at
+from tests.helpers.store import READERS_AT, SLOTS_AT, slot_at
 
 seed, workers = int(sys.argv[1]), int(sys.argv[2])
 dice = random.Random(seed)
