@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import Hashable
 
 # Seconds in which one line of a kind is written.
@@ -61,6 +61,21 @@ class Repeats:
         self._logger.error(message, *args, exc_info=exc_info)
         timer = asyncio.get_running_loop().call_later(PERIOD, self._sum_up, kind)
         self._periods[kind] = _Period(message % args, timer)
+
+    def failure(self, what: str, error: Exception) -> None:
+        """An error of our own ended something; where memory is short, thousands may.
+
+        Args:
+            what: what it ended, to begin the line with.
+            error: the error; its traceback is for DEBUG.
+        """
+        self.error(
+            "failure",
+            "%s, for an error came up within the server: %r",
+            what,
+            error,
+            exc_info=error if self._logger.isEnabledFor(logging.DEBUG) else None,
+        )
 
     def close(self) -> None:
         """Says how many more there were of each kind, and begins anew."""

@@ -1,0 +1,176 @@
+"""Accepting connections: listening sockets that the loop watches, and too few descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+from iproto.address import address_of
+from iproto.server import listeners
+from iproto.sockets import SpareDescriptor, descriptor_limit, first_reserved_descriptor, tune
+from iproto.wire import CloseReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from iproto._fastframe import Storage
+    from iproto.address import Address
+    from iproto.server.repeats import Repeats
+
+# Connections accepted in one turn of the loop, before others get theirs.
+ACCEPTS_A_TURN = 64
+
+# Seconds without accepting when the system has no room for another connection
+# (too many open files, no memory): trying again at once would only burn CPU.
+ACCEPT_PAUSE = 0.5
+
+
+class Acceptor:
+    """The listening sockets of one server, in the running loop.
+
+    Args:
+        open_connection: takes a socket, accepted, non-blocking and tuned. What it raises
+            ends that socket and no more.
+        storage: counts the connections that are refused.
+        repeats: writes to the log what goes wrong.
+    """
+
+    def __init__(
+        self,
+        open_connection: Callable[[socket.socket], None],
+        storage: Storage,
+        repeats: Repeats,
+    ) -> None:
+        self.sockets: list[socket.socket] = []
+        self._open_connection = open_connection
+        self._storage = storage
+        self._repeats = repeats
+        self._inherited = False
+        self._spare = SpareDescriptor()
+        self._first_reserved = first_reserved_descriptor()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where it listens, with the ports that the system chose for port 0."""
+        return tuple(address_of(listener) for listener in self.sockets)
+
+    def listen(self, addresses: Iterable[Address], backlog: int) -> None:
+        """Listens; nothing is accepted before ``watch``.
+
+        Raises:
+            ConfigError: an address cannot be listened on.
+        """
+        for address in addresses:
+            self.sockets += listeners.listen(address, backlog)
+        self._spare.restore()
+
+    def inherit(self, inherited: Iterable[socket.socket]) -> None:
+        """Takes sockets that listen already, and that another process has too."""
+        self._inherited = True
+        self.sockets += inherited
+        self._spare.restore()
+
+    def watch(self) -> None:
+        """Begins to accept at the sockets that it has."""
+        for listener in self.sockets:
+            self._watch(listener)
+
+    def join(self, more: Iterable[socket.socket]) -> None:
+        """Accepts at further listening sockets, until ``leave``."""
+        for listener in more:
+            if listener not in self.sockets:
+                self.sockets.append(listener)
+                self._watch(listener)
+
+    def leave(self, listeners_of_others: Iterable[socket.socket]) -> None:
+        """Accepts no more at these; the sockets stay open."""
+        loop = asyncio.get_running_loop()
+        for listener in listeners_of_others:
+            if listener in self.sockets:
+                self.sockets.remove(listener)
+                loop.remove_reader(listener.fileno())
+
+    def accept_the_rest(self) -> None:
+        """Takes in the connections that the system has accepted and we have not.
+
+        Closing the listener would reset them, with the requests that they may
+        have sent already.
+        """
+        for listener in self.sockets:
+            with contextlib.suppress(OSError):  # EAGAIN: none is left. Else: none can be had.
+                while True:
+                    self._take_in(self._spare.accept(listener))
+
+    def refuse(self) -> None:
+        """Ends listening in every process that has the sockets; who connects is refused."""
+        for listener in self.sockets:
+            listeners.refuse(listener)
+
+    def close(self) -> None:
+        """Accepts no more; closes the sockets."""
+        for listener in self.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+            if self._inherited:
+                listener.close()  # another process has it too, and goes on with it
+            else:
+                listeners.close(listener)
+        self.sockets.clear()
+
+    def release(self) -> None:
+        """Gives up the descriptor that was kept back."""
+        self._spare.close()
+
+    def _watch(self, listener: socket.socket) -> None:
+        if listener in self.sockets:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listener.fileno(), self._accept, listener, loop)
+
+    def _accept(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes in the connections that wait."""
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock = self._spare.accept(listener)
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except (OSError, MemoryError) as error:
+                self._spare.restore()
+                self._repeats.error(
+                    ("accept", type(error)),
+                    "cannot accept on %s: %s; trying again in %g s",
+                    address_of(listener),
+                    error.strerror if isinstance(error, OSError) else "out of memory",
+                    ACCEPT_PAUSE,
+                )
+                loop.remove_reader(listener.fileno())
+                loop.call_later(ACCEPT_PAUSE, self._watch, listener)
+                return
+            self._take_in(sock)
+
+    def _take_in(self, sock: socket.socket) -> None:
+        if self._spare.is_used or sock.fileno() >= self._first_reserved:
+            self._refuse(sock)
+            return
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):  # it may be reset already, which a read will tell
+                tune(sock)
+        try:
+            self._open_connection(sock)
+        except Exception as error:  # out of memory, most likely
+            sock.close()
+            self._repeats.failure("cannot open a connection", error)
+
+    def _refuse(self, sock: socket.socket) -> None:
+        """Closes a new connection at once: better than one that waits for what may never come."""
+        sock.close()
+        self._spare.restore()
+        self._storage.count_opened()
+        self._storage.count_closed(CloseReason.REFUSED)
+        self._repeats.error(
+            "refused",
+            "refused a connection: file descriptors run out, and the last %d are not for "
+            "connections; raise the limit (ulimit -n, LimitNOFILE=)",
+            descriptor_limit() - self._first_reserved,
+        )

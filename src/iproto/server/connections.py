@@ -1,0 +1,148 @@
+"""The open connections of one server: opening, counting and ending them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from iproto._fastframe import CallBudget, ServerFrames
+from iproto.server.connection import Connection
+from iproto.server.hangups import Hangups
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
+    from iproto._fastframe import Storage, UserFunction
+    from iproto.server.calls import CallTasks
+    from iproto.server.config import Config
+    from iproto.server.repeats import Repeats
+    from iproto.wire import CloseReason
+
+logger = logging.getLogger("iproto.server")
+
+
+class Connections:
+    """The open connections, and what they share.
+
+    Args:
+        config: the limits of each.
+        storage: what they work on, and where they are counted.
+        repeats: writes to the log what goes wrong.
+    """
+
+    def __init__(self, config: Config, storage: Storage, repeats: Repeats) -> None:
+        self.idle_timeout = config.idle_timeout
+        self._config = config
+        self._storage = storage
+        self._repeats = repeats
+        self._budget = CallBudget(config.max_calls)
+        self._functions: dict[int, UserFunction] = {}
+        self._call_tasks: CallTasks | None = None
+        self._hangups: Hangups | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._open: set[Connection] = set()
+        self._all_closed = asyncio.Event()
+
+    def start(self, functions: dict[int, UserFunction], loop: asyncio.AbstractEventLoop) -> None:
+        """From now on connections may open.
+
+        Args:
+            functions: func_id → user function.
+            loop: the running loop.
+        """
+        self._functions = functions
+        self._loop = loop
+        self._hangups = Hangups(loop)
+        if functions:
+            from iproto.server.calls import CallTasks  # msgspec is only for these
+
+            self._call_tasks = CallTasks(loop)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, sock: socket.socket) -> None:
+        """Serves a socket: accepted, non-blocking and tuned."""
+        assert self._loop is not None, "start() comes first"
+        assert self._hangups is not None
+        config = self._config
+        frames = ServerFrames(
+            self._storage,
+            mailru=config.dialect == "mailru",
+            max_body=config.max_body,
+            max_calls=config.max_calls_per_connection,
+            functions=self._functions,
+            budget=self._budget,
+            max_queue=config.max_queue,
+            queue_timeout=config.queue_timeout,
+            max_unsent=config.max_unsent,
+        )
+        connection = Connection(self, sock, frames, self._call_tasks, self._hangups, self._loop)
+        self._open.add(connection)
+        self._storage.count_opened()
+        logger.debug("connection %d opened", sock.fileno())
+
+    # What a connection says.
+
+    def closed(self, connection: Connection, reason: CloseReason) -> None:
+        """It is closed."""
+        self._open.discard(connection)
+        logger.debug("connection %d closed: %s", connection.fileno, reason.name)
+        self._storage.count_closed(reason)
+        if not self._open:
+            self._all_closed.set()
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """An error of ours has ended it."""
+        self._repeats.failure(f"connection {connection.fileno} is closed", error)
+
+    # The end of all.
+
+    def drain(self) -> None:
+        """Answers every request that has arrived, then closes; see ``Connection.drain``."""
+        for connection in list(self._open):
+            connection.drain()
+
+    def count_unflushed(self) -> int:
+        """Connections with replies that their clients have not taken yet."""
+        return sum(not connection.is_flushed for connection in self._open)
+
+    async def wait_closed(self, timeout: float | None) -> bool:
+        """Waits until none is open; False if that takes longer.
+
+        Args:
+            timeout: seconds; None for no limit.
+        """
+        if not self._open:
+            return True
+        self._all_closed.clear()
+        try:
+            await asyncio.wait_for(self._all_closed.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Closes all at once; what was not sent is lost."""
+        for connection in list(self._open):
+            connection.abort()
+        await self.wait_closed(None)
+        if self._hangups is not None:
+            self._hangups.close()
+
+    # Child processes; see forks.Holder.
+
+    def descriptors(self) -> Iterator[int]:
+        """Those that a child must not have."""
+        for connection in self._open:
+            yield connection.fileno
+        if self._hangups is not None:
+            yield from self._hangups.descriptors()
+
+    def forget(self) -> None:
+        """In a child: the connections are the parent's."""
+        for connection in self._open:
+            connection.forget()
+        self._open.clear()
