@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docs.test_docs import SHOWN_ADDRESS, blocks, run_console
 from tests.helpers.harness import PATIENCE, ServerProcess, serve_process
+from tests.helpers.markdown import SHOWN_ADDRESS, blocks, run_console
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.docs.test_docs import Block
+    from tests.helpers.markdown import Block
 
 pytestmark = pytest.mark.checkout
 

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import iproto
-from tests.helpers.harness import (
-    PATIENCE,
-    Peer,
-    ServerProcess,
-    children,
-    frame,
-    serve_process,
-)
-from tests.metrics.test_metrics import Samples, parse
+from tests.helpers.harness import PATIENCE, Peer, ServerProcess, children, frame, serve_process
+from tests.helpers.metrics import Samples, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

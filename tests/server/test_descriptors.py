@@ -12,8 +12,8 @@ import pytest
 from iproto import FuncID
 from iproto.address import Address, parse_address
 from tests.helpers.harness import PATIENCE, Peer, ServerProcess, serve_process, serving, wait_until
+from tests.helpers.metrics import get, parse, value
 from tests.helpers.tcp import keepalive_in, linux_only
-from tests.metrics.test_metrics import get, parse, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

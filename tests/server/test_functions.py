@@ -1,140 +1,17 @@
-"""User functions: registration, arguments, results, limits."""
+"""User functions: how they are called, answered, bounded and cancelled."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import datetime
-import functools
 import logging
-from typing import TYPE_CHECKING, Any
 
-import msgpack
 import pytest
 
 import iproto
-from iproto import ConfigError, FuncID, ReturnCode
+from iproto import ReturnCode
+from tests.helpers.functions import OWN, app_of, pack
 from tests.helpers.harness import Peer, frame, read_frame, serving
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-OWN = 0x00030001
-
-
-def app_of(function: Callable[..., Any], **options: Any) -> iproto.App:
-    app = iproto.App()
-    app.function(OWN, **options)(function)
-    return app
-
-
-def pack(*objects: Any) -> bytes:
-    return b"".join(msgpack.packb(item, datetime=True) for item in objects)
-
-
-async def repeat(text: str, times: int = 2) -> str:
-    return text * times
-
-
-@pytest.mark.parametrize(
-    "body",
-    [pack("ab", 3), pack(["ab", 3])],
-    ids=["objects one after the other", "one array"],
-)
-def test_arguments_come_in_two_shapes(body: bytes, loop_name: str) -> None:
-    with serving(app_of(repeat), loop=loop_name) as served, served.peer() as peer:
-        assert peer.ask(OWN, body, request_id=6) == (OWN, 6, 0, pack("ababab"))
-
-
-@pytest.mark.parametrize("body", [pack("ab"), pack(["ab"])])
-def test_defaults_fill_what_is_missing(body: bytes) -> None:
-    with serving(app_of(repeat)) as served, served.peer() as peer:
-        assert peer.ask(OWN, body).value == "abab"
-
-
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        (b"", "repeat takes 1 to 2 arguments, got 0"),
-        (pack("a", 1, 2), "repeat takes 1 to 2 arguments, got 3"),
-        (pack(["a", 1, 2]), "repeat takes 1 to 2 arguments, got 3"),
-        (pack(1), "repeat: Expected `str`, got `int` - at `text`"),
-        (pack("a", "b"), "repeat: Expected `int`, got `str` - at `times`"),
-        (pack("a", True), "repeat: Expected `int`, got `bool` - at `times`"),
-        (pack("a", 1.0), "repeat: Expected `int`, got `float` - at `times`"),
-        (pack(b"a"), "repeat: Expected `str`, got `bytes` - at `text`"),
-        (pack(None), "repeat: Expected `str`, got `None` - at `text`"),
-        (b"\xa5ab", "body of 3 bytes ends within an object that begins at byte 0"),
-        (pack("a") + b"\xcd\x01", "body of 4 bytes ends within an object that begins at byte 2"),
-        (b"\xa5", "body of 1 bytes ends within an object that begins at byte 0"),
-        (b"\xc1", "body of 1 bytes is not MsgPack: byte 0 is 0xc1"),
-    ],
-)
-def test_arguments_that_do_not_fit_are_refused_by_name(body: bytes, text: str) -> None:
-    with serving(app_of(repeat)) as served, served.peer() as peer:
-        reply = peer.ask(OWN, body)
-        assert (reply.code, reply.value) == (ReturnCode.ILLEGAL_PARAMS, text)
-        assert peer.ask(OWN, pack("x")).value == "xx"
-
-
-def test_a_string_that_is_not_utf8_is_refused() -> None:
-    with serving(app_of(repeat)) as served, served.peer() as peer:
-        reply = peer.ask(OWN, b"\xa1\xff")
-        assert reply.code == ReturnCode.ILLEGAL_PARAMS
-        assert "utf-8" in reply.value
-
-
-def test_bodies_that_nest_too_deep_or_have_odd_keys_are_refused() -> None:
-    with serving(app_of(repeat)) as served, served.peer() as peer:
-        for body in (b"\x91" * 100_000, b"\x81\x90\x01", b"\xdd\xff\xff\xff\xff", b"\xc7\x01\x2a"):
-            assert peer.ask(OWN, body).code == ReturnCode.ILLEGAL_PARAMS
-
-
-@dataclasses.dataclass
-class Point:
-    x: int
-    y: int
-
-
-def test_every_msgpack_type_goes_in_and_out() -> None:
-    def echo(a: bytes, b: list[int], c: dict[str, float], d: int | None, e: datetime.datetime,
-             f: Point, g: Any) -> list[Any]:  # fmt: skip
-        return [a, b, c, d, e, f, g]
-
-    now = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
-    sent = [b"\xff", [1, 2], {"k": 0.5}, None, now, {"x": 1, "y": 2}, [{"any": "thing"}]]
-    with serving(app_of(echo)) as served, served.peer() as peer:
-        reply = peer.ask(OWN, pack(*sent))
-        assert msgpack.unpackb(reply.body, timestamp=3) == sent
-
-
-@pytest.mark.parametrize(
-    ("body", "got"),
-    [
-        (pack([1, 2]), [1, 2]),
-        (pack([[1, 2]]), [1, 2]),
-        (pack([]), []),
-        (pack([[]]), []),
-    ],
-)
-def test_a_function_of_one_list_takes_it_bare_or_within_the_array(
-    body: bytes, got: list[int]
-) -> None:
-    def same(items: list[int]) -> list[int]:
-        return items
-
-    with serving(app_of(same)) as served, served.peer() as peer:
-        assert peer.ask(OWN, body).value == got
-
-
-@pytest.mark.parametrize("body", [b"", pack([])])
-def test_a_function_without_parameters_takes_nothing(body: bytes) -> None:
-    def hello() -> str:
-        return "hello"
-
-    with serving(app_of(hello)) as served, served.peer() as peer:
-        assert peer.ask(OWN, body).value == "hello"
-        assert peer.ask(OWN, pack(1)).value == "hello takes 0 arguments, got 1"
+from tests.server.test_function_arguments import repeat
 
 
 def test_an_error_of_the_users_own_is_answered_with_its_code(loop_name: str) -> None:
@@ -307,12 +184,6 @@ def test_a_call_that_fails_badly_takes_no_neighbour_along(
     assert "broken" in caplog.text
 
 
-def test_a_timestamp_that_no_datetime_can_hold_is_a_bad_argument() -> None:
-    with serving(app_of(lambda when: None, name="any")) as served, served.peer() as peer:
-        reply = peer.ask(OWN, bytes.fromhex("c70cff000000007fffffffffffffff"))
-        assert reply.code == ReturnCode.ILLEGAL_PARAMS
-
-
 def test_a_reset_is_noticed_while_the_connection_is_not_read(loop_name: str) -> None:
     """The queue of its calls is full; nothing waits for a time-out."""
     ended: asyncio.Queue[int] = asyncio.Queue()
@@ -361,109 +232,6 @@ def test_calls_are_cancelled_when_their_connection_is_gone(loop_name: str) -> No
         assert served.run(events.get()) == "started"
         peer.reset()
         assert served.run(events.get()) == "cancelled"
-
-
-def test_the_numbers_around_the_reserved_ones_are_free() -> None:
-    app = iproto.App()
-    app.function(0x0000FEFF, name="below")(repeat)
-    app.function(0x00010000, name="above")(repeat)
-    assert [*app.functions] == [0x0000FEFF, 0x00010000]
-
-
-def test_registration_refuses_what_cannot_work() -> None:
-    app = app_of(repeat)
-    for func_id, message in (
-        (int(FuncID.STORAGE_READ), "STORAGE_READ"),
-        (int(FuncID.PING), "PING"),
-        (0x0000FF02, r"0x0000ff02 .* reserved"),
-        (0x0000FFFF, r"0x0000ffff .* reserved"),
-        (OWN, "taken by 'repeat'"),
-        (-1, "0..0xffffffff"),
-        (2**32, "0..0xffffffff"),
-        ("1", "0..0xffffffff"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            app.function(func_id)(repeat)  # type: ignore[arg-type]
-
-    def variadic(*items: int) -> None: ...
-    def keyword(*, item: int) -> None: ...
-    def odd(item: complex) -> None: ...
-    def plain() -> None: ...
-    def undefined(item: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821
-
-    for function, options, message in (
-        (variadic, {}, r"\*items"),
-        (keyword, {}, "by position"),
-        (odd, {}, "complex"),
-        (undefined, {}, "Nowhere"),
-        (plain, {"timeout": 1}, "async def"),
-        (repeat, {"timeout": 0, "name": "a"}, "over 0"),
-        (repeat, {"timeout": "1", "name": "a"}, "timeout='1'"),
-        (repeat, {"timeout": True, "name": "a"}, "timeout=True"),
-        (repeat, {"timeout": float("inf"), "name": "a"}, "at most 86400"),
-        (repeat, {}, "the name 'repeat' is taken"),
-        (repeat, {"name": "STORAGE_READ"}, "the name 'STORAGE_READ' is taken"),
-        (repeat, {"name": "unknown"}, "the name 'unknown' is taken"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            app.function(OWN + 1, **options)(function)
-    assert [*app.functions] == [OWN]
-
-
-def test_a_partial_is_checked_by_what_is_left_of_its_signature() -> None:
-    app = app_of(functools.partial(repeat, times=3), name="thrice")
-    with serving(app) as served, served.peer() as peer:
-        assert peer.ask(OWN, pack("ab")).value == "ababab"
-        assert peer.ask(OWN, pack(1)).code == ReturnCode.ILLEGAL_PARAMS
-
-
-def test_an_object_with_an_async_call_is_a_function() -> None:
-    class Adder:
-        async def __call__(self, a: int, b: int) -> int:
-            return a + b
-
-    with serving(app_of(Adder(), name="add")) as served, served.peer() as peer:
-        assert peer.ask(OWN, pack(1, 2)).value == 3
-        assert peer.ask(OWN, pack(1, "2")).code == ReturnCode.ILLEGAL_PARAMS
-
-
-def test_two_servers_of_one_storage_count_each_function_under_its_name() -> None:
-    storage = iproto.Storage()
-    with (
-        serving(app_of(lambda: 1, name="one"), storage) as first,
-        serving(app_of(lambda: 2, name="two"), storage) as second,
-        first.peer() as one,
-        second.peer() as two,
-    ):
-        assert [one.ask(OWN).value, two.ask(OWN).value, two.ask(OWN).value] == [1, 2, 2]
-        requests = storage.counters()["requests"]
-        assert [requests[storage.row_for(name)][0] for name in ("one", "two")] == [1, 2]
-
-
-def test_the_decorated_function_stays_as_it_was() -> None:
-    app = iproto.App()
-    assert app.function(OWN)(repeat) is repeat
-
-
-def test_more_functions_than_counter_rows_work() -> None:
-    app = iproto.App()
-    for number in range(100):
-        app.function(0x40000 + number, name=f"f{number}")(lambda: "ok")
-    with serving(app) as served, served.peer() as peer:
-        assert all(peer.ask(0x40000 + number).value == "ok" for number in range(100))
-
-
-def test_a_method_can_be_a_function() -> None:
-    class Counter:
-        def __init__(self) -> None:
-            self.count = 0
-
-        def add(self, step: int) -> int:
-            self.count += step
-            return self.count
-
-    with serving(app_of(Counter().add)) as served, served.peer() as peer:
-        assert [peer.ask(OWN, pack(2)).value for _ in range(3)] == [2, 4, 6]
 
 
 def test_calls_and_replies_by_the_thousand_are_all_matched(loop_name: str) -> None:

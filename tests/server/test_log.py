@@ -16,7 +16,7 @@ import iproto
 from iproto import FuncID
 from iproto.address import Address, parse_address
 from tests.helpers.harness import PATIENCE, Peer, frame, serving, wait_until
-from tests.metrics.test_metrics import get, parse, value
+from tests.helpers.metrics import get, parse, value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from iproto import FuncID, ReturnCode
-from tests.helpers.harness import (
-    PATIENCE,
-    replace_frame,
-)
+from tests.helpers.harness import PATIENCE, replace_frame
+from tests.helpers.metrics import value
 from tests.helpers.workers import APP, Resender, installed, pids, scrape, supervised, write_code
-from tests.metrics.test_metrics import value
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="workers are looked up in /proc"

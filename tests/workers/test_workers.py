@@ -12,16 +12,10 @@ from pathlib import Path
 import pytest
 
 from iproto import FuncID, ReturnCode
-from tests.helpers.harness import (
-    PATIENCE,
-    frame,
-    read_frame,
-    replace_frame,
-    wait_until,
-)
+from tests.helpers.harness import PATIENCE, frame, read_frame, replace_frame, wait_until
 from tests.helpers.lock_word import lock_words
+from tests.helpers.metrics import value
 from tests.helpers.workers import alive, pids, scrape, supervised
-from tests.metrics.test_metrics import value
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="workers are looked up in /proc"
