@@ -1,59 +1,35 @@
-"""User functions: their registration under a number.
+"""An app: a table of user functions, with what lives as long as they are served.
 
-How arguments are read is arguments.py's, how results are written results.py's, and
-how calls run server/calls.py's. Nothing in here knows of sockets.
+What is known of one function is function.py's, how arguments are read arguments.py's,
+how results are written results.py's, and how calls run server/calls.py's. Nothing in
+here knows of sockets.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias, TypeVar
 
-from iproto.arguments import Arguments
-from iproto.errors import ConfigError
-from iproto.results import encoder_for
-from iproto.wire import RESERVED_FUNC_IDS, FuncID
+import msgpack
+
+from iproto.errors import ConfigError, Error, FunctionTimeoutError, InternalError
+from iproto.function import ErrorReply, Function
+from iproto.results import pack
+from iproto.threads import Threads
+from iproto.wire import RESERVED_FUNC_IDS, FuncID, ReturnCode
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+
+Lifespan: TypeAlias = "Callable[[App], AbstractAsyncContextManager[Any]]"
+"""Takes the app, and returns an async context manager; see :class:`App`."""
 
 # What metrics call the built-in functions, and those without a row of their own.
 _RESERVED_NAMES = {func_id.name for func_id in FuncID} | {"unknown", "other"}
 
-
-class Function:
-    """One registered function: how its body is read and its result is written."""
-
-    __slots__ = ("arguments", "call", "func_id", "is_async", "name", "pack", "timeout")
-
-    def __init__(
-        self,
-        func_id: int,
-        call: Callable[..., Any],
-        name: str,
-        timeout: float | None,
-        *,
-        ignore_unknown_keys: bool = False,
-    ) -> None:
-        self.func_id = func_id
-        self.call = call
-        self.name = name
-        self.timeout = timeout
-        # An object whose __call__ is async is as good as an async function.
-        self.is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
-            type(call).__call__
-        )
-        signature = _signature(call, name)
-        parameters = _positional_parameters(signature, call, name)
-        self.arguments = Arguments(
-            name,
-            [parameter.name for parameter in parameters],
-            [_annotation(parameter.annotation) for parameter in parameters],
-            sum(parameter.default is inspect.Parameter.empty for parameter in parameters),
-            ignore_unknown_keys=ignore_unknown_keys,
-        )
-        self.pack = encoder_for(_annotation(signature.return_annotation))
+_NO_STATE = object()
 
 
 class App:
@@ -66,15 +42,42 @@ class App:
         @app.function(0x00030001)
         async def repeat(text: str, times: int = 2) -> str:
             return text * times
+
+    Args:
+        lifespan: makes an async context manager, given the app. Each process that
+            serves the app enters it before it accepts connections, and leaves it
+            after the last call; what it yields is :attr:`state` in between.
+        threads: how many calls of functions with ``thread=True`` run at once in a
+            process, 1..1024.
+
+    Raises:
+        ConfigError: threads is outside of that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lifespan: Lifespan | None = None, threads: int = 8) -> None:
         self._functions: dict[int, Function] = {}
+        self._errors: dict[type[BaseException], ErrorReply] = {}
+        self._included: list[App] = []
+        self._lifespan = lifespan
+        self._state: Any = _NO_STATE
+        self._threads = Threads(threads)
 
     @property
     def functions(self) -> dict[int, Function]:
         """The registered functions by func_id (a copy)."""
         return dict(self._functions)
+
+    @property
+    def state(self) -> Any:
+        """What the lifespan has yielded.
+
+        Raises:
+            RuntimeError: the app has no lifespan, or is not served now.
+        """
+        if self._state is _NO_STATE:
+            why = "has no lifespan" if self._lifespan is None else "is not being served"
+            raise RuntimeError(f"an app's state is what its lifespan yields, and this app {why}")
+        return self._state
 
     def function(
         self,
@@ -82,19 +85,23 @@ class App:
         *,
         name: str | None = None,
         timeout: float | None = None,
+        thread: bool = False,
         ignore_unknown_keys: bool = False,
     ) -> Callable[[AnyFunction], AnyFunction]:
         """Registers the decorated function, which stays as it is.
 
         An ``async def`` runs as a task beside others; a plain ``def`` runs on
-        the event loop and must not block (``await asyncio.to_thread(...)`` in
-        an ``async def`` is for that).
+        the event loop and must not block, unless it is registered with
+        ``thread=True``.
 
         Args:
             func_id: 0..2**32-1, and none of the built-in functions.
             name: what metrics and errors call it; the function's own name if None.
             timeout: seconds that a call of an ``async def`` may take, then it is
-                cancelled and answered TIMEOUT; None for no limit.
+                cancelled and answered TIMEOUT; None for no limit. A thread is not
+                interrupted: it runs on, and its result is dropped.
+            thread: whether calls of a plain ``def`` run in the app's threads, where
+                they may block.
             ignore_unknown_keys: whether a map for a dataclass, TypedDict or Struct
                 may have keys that are none of its fields; such a call is refused
                 otherwise.
@@ -107,20 +114,151 @@ class App:
         def register(call: AnyFunction) -> AnyFunction:
             label = name if name is not None else getattr(call, "__name__", repr(call))
             self._check_func_id(func_id, label)
-            self._check_name(label)
-            function = Function(
-                func_id, call, label, timeout, ignore_unknown_keys=ignore_unknown_keys
-            )
-            if timeout is not None and not (function.is_async and _is_time(timeout)):
-                raise ConfigError(
-                    f"function {label!r} has timeout={timeout!r}: a time-out is a number of "
-                    "seconds, over 0 and at most 86400, and only an 'async def' can be "
-                    "interrupted by one"
+            self._add(
+                Function(
+                    func_id,
+                    self._threads.wrap(call, label) if thread else call,
+                    label,
+                    timeout,
+                    ignore_unknown_keys=ignore_unknown_keys,
+                    errors=(self._errors,),
                 )
-            self._functions[func_id] = function
+            )
             return call
 
         return register
+
+    def error(self, exception: type[BaseException], *, code: int, text: str | None = None) -> None:
+        """Answers an exception of the functions, and of its subclasses, with a return code.
+
+        Of an included app's exceptions its own table goes first.
+
+        Args:
+            exception: the class; not one of iproto's, which have codes already.
+            code: the return code, 1..2**32-1. By convention its low byte is 1 where
+                trying again may help, and 2 where it does not.
+            text: the reply's text; what ``str(exception)`` gives if None, so that
+                whatever it says reaches the client.
+
+        Raises:
+            ConfigError: the class is none, has a code already, or the code is none.
+        """
+        if not (isinstance(exception, type) and issubclass(exception, BaseException)):
+            raise ConfigError(f"app.error() takes an exception class, not {exception!r}")
+        if issubclass(exception, Error):
+            raise ConfigError(f"{exception.__name__} is an iproto.Error, which has its own code")
+        if exception in self._errors:
+            raise ConfigError(
+                f"{exception.__name__} has the code {self._errors[exception].code:#x} already"
+            )
+        if not isinstance(code, int) or not 0 < code < 2**32:
+            raise ConfigError(
+                f"code {code!r} of {exception.__name__} must be an int, 1..0xffffffff"
+            )
+        self._errors[exception] = ErrorReply(code, text)
+
+    def include(self, other: App, *, base: int = 0, prefix: str = "") -> None:
+        """Adds the functions that another app has now; its lifespan runs within this one's.
+
+        Args:
+            other: the app; it keeps its functions.
+            base: what is added to their numbers.
+            prefix: what is put before their names.
+
+        Raises:
+            ConfigError: a number or a name is taken or out of range; nothing is added.
+        """
+        added = [
+            function.included(base, prefix, self._errors) for function in other._functions.values()
+        ]
+        before = dict(self._functions)
+        try:
+            for function in added:
+                self._add(function)
+        except ConfigError:
+            self._functions = before
+            raise
+        self._included.append(other)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keeps the lifespans open, this app's and those of included ones, for the block.
+
+        The server does so by itself; tests that use :meth:`call` may want it.
+
+        Raises:
+            ConfigError: the app is being served already, and has a lifespan.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for app in self._whole():
+                await stack.enter_async_context(app._alone())
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        if self._lifespan is None:
+            yield
+            return
+        if self._state is not _NO_STATE:
+            raise ConfigError(
+                "an app with a lifespan is served by one server of a process at a time; "
+                "make an app for each"
+            )
+        async with self._lifespan(self) as state:
+            self._state = state
+            try:
+                yield
+            finally:
+                self._state = _NO_STATE
+
+    def _whole(self) -> list[App]:
+        """This app and those included in it, at any depth, each once."""
+        found: list[App] = [self]
+        for app in self._included:
+            found += [inner for inner in app._whole() if inner not in found]
+        return found
+
+    async def call(self, function: int | str, *arguments: Any) -> Any:
+        """Calls a function as a client would, without a server: for tests.
+
+        Arguments and result go through MsgPack, as they do on the wire. The limits
+        of a server's settings do not apply.
+
+        Args:
+            function: its func_id, or its name.
+            arguments: what a client's ``call`` takes.
+
+        Raises:
+            Error: what a client would get. Of one with INTERNAL, the exception of
+                the function is the ``__cause__``.
+            KeyError: no such function.
+        """
+        found = self._find(function)
+        try:
+            values = _reader(found).arguments(pack(list(arguments)))
+            result = found.call(*values)
+            if found.is_async:
+                result = await _within(result, found)
+            return msgpack.unpackb(found.pack(result), timestamp=3, strict_map_key=False)
+        except Exception as error:
+            told = found.as_error(error)
+            if told is error and isinstance(error, Error):
+                raise
+            if isinstance(told, Error):
+                raise told from error
+            raise InternalError(f"{found.name} failed") from error
+
+    def _find(self, function: int | str) -> Function:
+        for found in self._functions.values():
+            if function in (found.func_id, found.name):
+                return found
+        names = ", ".join(f"{one.name} ({one.func_id:#010x})" for one in self._functions.values())
+        raise KeyError(f"no function {function!r}; there are: {names or 'none'}")
+
+    def _add(self, function: Function) -> None:
+        self._check_func_id(function.func_id, function.name)
+        self._check_name(function.name)
+        self._functions[function.func_id] = function
 
     def _check_func_id(self, func_id: int, label: str) -> None:
         if not isinstance(func_id, int) or not 0 <= func_id < 2**32:
@@ -149,42 +287,36 @@ class App:
             )
 
 
-def _is_time(timeout: object) -> bool:
-    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-    return number and 0 < cast("float", timeout) <= 86_400
+def _reader(function: Function) -> Any:
+    """What reads a function's body, as a server does."""
+    from iproto._fastframe import FIRST_USER_ROW, MAX_DEPTH_CEILING, UserFunction
+
+    read = function.arguments
+    return UserFunction(
+        function.func_id,
+        FIRST_USER_ROW,
+        function.name,
+        function.call,
+        read.decoders,
+        read.least,
+        read.refuse,
+        function.pack,
+        lambda error: (ReturnCode.INTERNAL, b""),
+        is_async=function.is_async,
+        timeout=None,
+        counted=read.counted,
+        max_objects=2**32 - 1,
+        max_depth=MAX_DEPTH_CEILING,
+    )
 
 
-def _annotation(annotation: Any) -> Any:
-    return Any if annotation is inspect.Parameter.empty else annotation
-
-
-def _signature(call: Callable[..., Any], name: str) -> inspect.Signature:
+async def _within(call: Coroutine[Any, Any, Any], function: Function) -> Any:
+    """The result of an async call, within the function's time-out."""
+    task = asyncio.ensure_future(call)
     try:
-        return inspect.signature(call, eval_str=True)
-    except NameError as error:
-        raise ConfigError(
-            f"function {name!r} has an annotation that is not defined: {error}"
-        ) from None
-
-
-def _positional_parameters(
-    signature: inspect.Signature, call: Callable[..., Any], name: str
-) -> list[inspect.Parameter]:
-    bound = call.keywords if isinstance(call, functools.partial) else {}
-    parameters = []
-    for parameter in signature.parameters.values():
-        if parameter.kind in (
-            inspect.Parameter.POSITIONAL_ONLY,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-        ):
-            parameters.append(parameter)
-        elif parameter.name not in bound or parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            raise ConfigError(
-                f"function {name!r} has the parameter {parameter}: arguments come by position, "
-                "so *args, **kwargs and keyword-only parameters are not possible; "
-                f"functools.partial(function, {parameter.name}=...) gives one a value for good"
-                if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-                else f"function {name!r} has the parameter {parameter}: arguments come by "
-                "position, so *args and **kwargs are not possible"
-            )
-    return parameters
+        await asyncio.wait({task}, timeout=function.timeout)
+    finally:
+        late = task.cancel()
+    if late:
+        raise FunctionTimeoutError(f"{function.name} ran for its limit of {function.timeout} s")
+    return task.result()

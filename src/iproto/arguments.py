@@ -85,6 +85,14 @@ class Arguments:
         )
         """By number of arguments: takes a MsgPack array of this many objects."""
 
+    def named(self, label: str) -> Arguments:
+        """The same for a function of another name."""
+        copy = object.__new__(Arguments)
+        copy._label = label
+        copy._names, copy.least = self._names, self.least
+        copy.counted, copy.decoders = self.counted, self.decoders
+        return copy
+
     def refuse(self, error: Exception) -> Exception:
         """What to raise for what a decoder raised."""
         if isinstance(error, msgspec.ValidationError):

@@ -43,7 +43,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }
 """Room → the rooms that it may import, beside itself."""
 
-ROOM_OF = {"arguments": "app"}
+ROOM_OF = {"arguments": "app", "function": "app", "threads": "app"}
 """Modules that share a room with another one."""
 
 FOR_USERS = ("iproto", "__main__")

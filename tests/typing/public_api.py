@@ -8,16 +8,18 @@ is an error of its own.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import assert_type
 
 import iproto
 from iproto.address import Address
-from iproto.app import Function
+from iproto.function import Function
 from iproto.storage.file import OpenFile
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 
@@ -82,6 +84,11 @@ def blocking_client(url: str) -> None:
     client.replace_many({"1": "a"})  # type: ignore[arg-type]
 
 
+@contextlib.asynccontextmanager
+async def lifespan(app: iproto.App) -> AsyncIterator[list[int]]:
+    yield [1]
+
+
 async def functions() -> None:
     app = iproto.App()
 
@@ -99,6 +106,16 @@ async def functions() -> None:
     assert_type(app.functions, dict[int, Function])
 
     add(["1"])  # type: ignore[list-item]
+    app.function(0x00030003, thread=True)(len)
+    assert_type(app.state, Any)
+    assert_type(app.include(iproto.App(threads=4), base=0x00040000, prefix="a."), None)
+    assert_type(app.error(KeyError, code=0x5102, text="no such thing"), None)
+    assert_type(await app.call("total", [1, 2]), Any)
+    async with app.running():
+        pass
+    iproto.App(lifespan=lifespan)
+
+    app.error("KeyError", code=2)  # type: ignore[arg-type]
     app.function("0x00030003")  # type: ignore[arg-type]
     app.function(0x00030003)(7)  # type: ignore[type-var]
 

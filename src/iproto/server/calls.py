@@ -21,7 +21,7 @@ from iproto.wire import ReturnCode
 
 if TYPE_CHECKING:
     from iproto._fastframe import Call, ServerFrames
-    from iproto.app import Function
+    from iproto.function import Function
     from iproto.server.config import Config
     from iproto.server.repeats import Repeats
 
@@ -66,9 +66,10 @@ def failure(function: Function, failures: Repeats, error: BaseException) -> tupl
     """
     if isinstance(error, KeyboardInterrupt) and may_be_ctrl_c():
         raise error
-    if isinstance(error, Error):
+    reply = function.as_error(error)
+    if isinstance(reply, Error):
         try:
-            return Error(error.code, error.text).code, pack(error.text)
+            return Error(reply.code, reply.text).code, pack(reply.text)
         except Exception as unfit:
             # A subclass of its own making: no code, or a text of another type.
             unfit.__context__ = error

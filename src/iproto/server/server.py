@@ -13,6 +13,7 @@ from iproto.server.acceptor import Acceptor
 from iproto.server.config import Config
 from iproto.server.connections import Connections
 from iproto.server.heartbeat import Heartbeat
+from iproto.server.lifespan import Lifespan
 from iproto.server.repeats import Repeats
 from iproto.words import counted
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from iproto.metrics.endpoint import MetricsEndpoint
 
 logger = logging.getLogger("iproto.server")
+
+# Seconds that the app's lifespan has to end, after the last call.
+LIFESPAN_WAIT = 10.0
 
 
 class Server:
@@ -71,6 +75,7 @@ class Server:
         self._function_errors = Repeats(logging.getLogger("iproto.app"))
         self._connections = Connections(self.config, self.storage, self._repeats)
         self._acceptor = Acceptor(self._connections.open, self.storage, self._repeats)
+        self._lifespan = Lifespan()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting = False
         self._draining = False
@@ -89,8 +94,8 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether connections are accepted: started, and not draining."""
-        return self._accepting and not self._draining
+        """Whether connections are accepted: started, not draining, the app's lifespan open."""
+        return self._accepting and not self._draining and not self._lifespan.is_broken
 
     @property
     def silent_seconds(self) -> float:
@@ -117,10 +122,11 @@ class Server:
         await self.drain()
 
     async def start(self) -> None:
-        """Listens on every address of the configuration.
+        """Enters the app's lifespan, and listens on every address of the configuration.
 
         Raises:
-            ConfigError: an address cannot be listened on; nothing is left open.
+            ConfigError: the lifespan failed, or an address cannot be listened on;
+                nothing is left open.
             RuntimeError: the server was started before.
         """
         if self._accepting or self._draining:
@@ -136,6 +142,8 @@ class Server:
             from iproto.metrics.endpoint import MetricsEndpoint
 
             make_metrics = partial(MetricsEndpoint, metrics_address, self)
+        if self._app is not None:
+            await self._lifespan.open(self._app)
         try:
             if self._inherited is not None:
                 self._acceptor.inherit(self._inherited)
@@ -148,6 +156,7 @@ class Server:
             self._acceptor.close()
             self._acceptor.release()
             self._stop_heartbeat()
+            await self._lifespan.close(LIFESPAN_WAIT)
             raise
         self._acceptor.watch()
         self._accepting = True
@@ -258,6 +267,7 @@ class Server:
         self._draining = True
         self._acceptor.close()
         await self._connections.close()
+        await self._lifespan.close(LIFESPAN_WAIT)
         self._stop_heartbeat()
         self._repeats.close()
         self._function_errors.close()

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import sysconfig
+import threading
+import time
 import traceback
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,10 @@ _LIBRARIES = (
     *{sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")},
     os.path.dirname(os.path.dirname(__file__)) + os.sep,
 )
+
+# Seconds that threads have to end after the server has: those of user functions whose
+# time-out has passed run on.
+EXIT_WAIT = 3.0
 
 # What a server handles, and what is lost where its parent has blocked it.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD)
@@ -66,15 +72,30 @@ def end_on_sigterm() -> None:
 
 
 def leave(code: int) -> int:
-    """Ends a serving process that was not done in time, whatever its threads still do.
+    """Ends a serving process, whatever its threads still do.
 
     Args:
-        code: the exit code; with 0 there is nothing to cut short, and it comes back.
+        code: the exit code. With 0 it comes back: what runs at a process's end runs,
+            and threads have a last while to end.
     """
     if code != 0:
         logging.shutdown()
         os._exit(code)
+    threading.Thread(target=_cut_short, name="iproto-exit", daemon=True).start()
     return code
+
+
+def _cut_short() -> None:
+    """Ends the process if it has not ended by itself: Python waits for every thread."""
+    time.sleep(EXIT_WAIT)
+    names = ", ".join(
+        thread.name
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.main_thread()
+    )
+    logger.warning("threads that did not end within %g s are cut short: %s", EXIT_WAIT, names)
+    logging.shutdown()
+    os._exit(0)
 
 
 def load_app(name: str) -> App:
@@ -99,7 +120,7 @@ def load_app(name: str) -> App:
     except Exception as error:
         logger.debug("cannot import %r", module_name, exc_info=error)
         raise ConfigError(
-            f"cannot import {module_name!r}: {type(error).__name__}: {error}{_place(error)}"
+            f"cannot import {module_name!r}: {type(error).__name__}: {error}{place_of(error)}"
         ) from None
     app = getattr(module, attribute, None)
     if not isinstance(app, App):
@@ -120,7 +141,7 @@ def _as_module(path: str, attribute: str) -> str:
     return f"{up}it is the module {module}:{attribute or 'app'}"
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """File and line of the user's own code that raised, if any did.
 
     That is the innermost line outside of installed packages and of Python's own
