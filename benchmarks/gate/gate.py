@@ -2,7 +2,8 @@
 
     python benchmarks/gate/gate.py             compare with figures.json
     python benchmarks/gate/gate.py --update    write what is counted now into it
-    python benchmarks/gate/gate.py --against DIR    compare with another built checkout
+    python benchmarks/gate/gate.py --against DIR    compare with another built checkout,
+                                                    scenarios of the same name
 
 Seconds tell little on a shared machine; the number of instructions is the same
 on an idle machine and on a loaded one. callgrind counts them within the methods
@@ -114,7 +115,10 @@ def build_steady(directory: Path) -> Path:
 
 
 def count(source: Path, valgrind: str) -> Figures:
-    """Runs all scenarios with the extension of one source directory."""
+    """Runs all scenarios of one checkout, given its source directory.
+
+    Each checkout has its own script: the extension's methods change with it.
+    """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         command = [
@@ -124,7 +128,7 @@ def count(source: Path, valgrind: str) -> Figures:
             f"--toggle-collect={COUNTED}",
             f"--callgrind-out-file={directory}/%p",
             sys.executable,
-            str(HERE / "script.py"),
+            str(source.parent / "benchmarks" / "gate" / "script.py"),
             str(source),
         ]
         environment = ENVIRONMENT | {"LD_PRELOAD": str(build_steady(directory))}

@@ -193,7 +193,6 @@ cdef uint8_t* begin_body(ServerFrames self, Call call, uint32_t code, size_t siz
 
     NULL: the connection is gone, or too much waits to be sent on it already.
     """
-    cdef worker_t* me
     cdef int row = call.function.row
     cdef uint64_t elapsed
     cdef size_t whole = HEADER_BYTES + 4 + size
@@ -213,11 +212,10 @@ cdef uint8_t* begin_body(ServerFrames self, Call call, uint32_t code, size_t siz
                        call.request_id, code, <uint32_t>size, self.mailru)
     self.output.end += whole
     self.unanswered -= 1
-    me = self.storage.handle.me
-    me.requests[row][column_of(code)] += 1
-    me.buckets[row][service_bucket(elapsed)] += 1
-    me.nanoseconds[row] += elapsed
-    me.bytes_out += whole
+    self.me.requests[row][column_of(code)] += 1
+    self.me.buckets[row][service_bucket(elapsed)] += 1
+    self.me.nanoseconds[row] += elapsed
+    self.me.bytes_out += whole
     return out
 
 

@@ -63,7 +63,7 @@ cdef class ClientFrames:
     # Requests. Each returns the request's id (the first of a bulk's), for forget().
 
     def request(self, uint32_t func_id, bytes body not None, int outcome, waiter,
-                double deadline):
+                double deadline, /):
         """Adds a request with this body."""
         cdef size_t size = PyBytes_GET_SIZE(body)
         check_size(size, self.max_request)
@@ -74,7 +74,7 @@ cdef class ClientFrames:
         put_request(&self.output, func_id, entry.first, PyBytes_AS_STRING(body), <uint32_t>size)
         return key
 
-    def read(self, index, int outcome, waiter, double deadline):
+    def read(self, index, int outcome, waiter, double deadline, /):
         """Adds a STORAGE_READ."""
         cdef int64_t slot = slot_index(index)
         cdef Pending entry = new_pending(READ, outcome, waiter, deadline)
@@ -83,7 +83,7 @@ cdef class ClientFrames:
         put_read(&self.output, entry.first, slot)
         return key
 
-    def replace(self, index, content, waiter, double deadline):
+    def replace(self, index, content, waiter, double deadline, /):
         """Adds a STORAGE_REPLACE; the content is str or bytes."""
         cdef Content written
         set_content(&written, index, content)
@@ -96,7 +96,7 @@ cdef class ClientFrames:
         put_replace(&self.output, entry.first, &written)
         return key
 
-    def read_many(self, list indexes not None, int outcome, waiter, double deadline):
+    def read_many(self, list indexes not None, int outcome, waiter, double deadline, /):
         """Adds a STORAGE_READ for each; the outcome is the list of results."""
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(indexes)
@@ -118,7 +118,7 @@ cdef class ClientFrames:
         finally:
             free(slots)
 
-    def replace_many(self, list items not None, waiter, double deadline):
+    def replace_many(self, list items not None, waiter, double deadline, /):
         """Adds a STORAGE_REPLACE for each tuple ``(index, content)``."""
         # A copy, for the caller's list can change below: an item may be any object.
         cdef list own = list(items)
@@ -162,11 +162,11 @@ cdef class ClientFrames:
         self.requests.taken = self.requests.issued
         return data
 
-    def forget(self, uint32_t request_id):
+    def forget(self, uint32_t request_id, /):
         """Nobody waits for this request (or bulk) any more; its reply is dropped."""
         self.requests.forget(request_id)
 
-    def expire(self, double now):
+    def expire(self, double now, /):
         """Takes out what is past its deadline.
 
         Returns:
@@ -226,7 +226,7 @@ cdef class ClientFrames:
 
     # Replies.
 
-    def feed(self, bytes data not None):
+    def feed(self, bytes data not None, /):
         """Matches the replies of a received chunk.
 
         Returns:
@@ -256,6 +256,9 @@ cdef class ClientFrames:
                 used = scan_replies(self, chunk, size, outcomes)
                 if used < size:
                     append(&self.input, chunk + used, size - used)
+        except ProtocolError as error:
+            self.broken = error
+            consume(&self.input, size_of(&self.input))
         except BaseException as error:
             self.broken = CUT_SHORT
             if not isinstance(error, Exception):

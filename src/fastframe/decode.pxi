@@ -30,7 +30,7 @@ cdef inline int row_of_storage(uint32_t func_id) noexcept nogil:
 
 cdef inline bint decode(const Request* request, int row, Op* op, Result* refusal) noexcept nogil:
     """The operation that a request of this counter row asks for; False: it is refused."""
-    cdef uint32_t length
+    cdef uint32_t length = 0
     op.row = row
     if row == ROW_READ:
         op.index = short_uint(request.body, request.length)

@@ -46,12 +46,13 @@ cdef inline void hold_for(Hold* hold, const handle_t* h, int row) noexcept:
 
 cdef inline void hold_for_reads(Hold* hold, const handle_t* h) noexcept:
     let_go(hold, h)
-    hold.reads_left = 1  # to be refused
     if not hold.in_vain and acquire_read(h):
         hold.kind = HOLDS_READ
         hold.state = load_relaxed(&h.store.state)
         hold.reads_left = FRAMES_A_HOLD
-    hold.in_vain = hold.kind == HOLDS_NOTHING
+    else:
+        hold.in_vain = True
+        hold.reads_left = 1  # to be refused
 
 
 cdef inline void hold_for_writes(Hold* hold, const handle_t* h) noexcept:
@@ -61,7 +62,8 @@ cdef inline void hold_for_writes(Hold* hold, const handle_t* h) noexcept:
     if not hold.in_vain and acquire_write(h):
         hold.kind = HOLDS_WRITE
         hold.state = load_relaxed(&h.store.state)
-    hold.in_vain = hold.kind == HOLDS_NOTHING
+    else:
+        hold.in_vain = True
 
 
 cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:

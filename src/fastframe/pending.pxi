@@ -7,6 +7,7 @@ cdef uint32_t FIRST_ID = 0xFF010000
 
 
 @cython.final
+@cython.freelist(64)
 cdef class Pending:
     """What waits for one reply, or for those of ``count`` requests in a row."""
 

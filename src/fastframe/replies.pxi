@@ -13,46 +13,47 @@ cdef enum:
 
 cdef size_t scan_replies(ClientFrames self, const uint8_t* data, size_t size,
                          list outcomes) except? 0:
+    """Settles reply after reply; returns the bytes that it is done with.
+
+    Raises:
+        ProtocolError: the stream cannot be read on.
+    """
     cdef size_t at = 0
     cdef size_t left
     cdef uint32_t func_id, length, request_id, code
     cdef const uint8_t* frame
-    try:
-        while size - at >= HEADER_BYTES:
-            frame = data + at
-            left = size - at
-            func_id = load_le32(frame)
-            length = load_le32(frame + 4)
-            request_id = load_le32(frame + 8)
-            if length == 0 and (func_id == PING or func_id == SHUTDOWN):
-                if func_id == SHUTDOWN:
-                    self.retired = True
-                    if request_id == 0:  # unasked: the last bytes
-                        self.shut_down = True
-                        return size
-                settle(self, func_id, length, request_id, 0, NULL, 0, outcomes)
-                at += HEADER_BYTES
-                continue
-            if not fits_dialect(&self.dialect, func_id, length, frame, left):
-                break
-            if self.dialect == DIALECT_MAILRU:
-                length -= 4
-            if length > self.max_body:
-                settle_unread(self, func_id, request_id, length, outcomes)
-                if left < HEADER_BYTES + 4 + <size_t>length:
-                    self.to_skip = HEADER_BYTES + 4 + <uint64_t>length - left
+    while size - at >= HEADER_BYTES:
+        frame = data + at
+        left = size - at
+        func_id = load_le32(frame)
+        length = load_le32(frame + 4)
+        request_id = load_le32(frame + 8)
+        if length == 0 and (func_id == PING or func_id == SHUTDOWN):
+            if func_id == SHUTDOWN:
+                self.retired = True
+                if request_id == 0:  # unasked: the last bytes
+                    self.shut_down = True
                     return size
-                at += HEADER_BYTES + 4 + length
-                continue
+            settle(self, func_id, length, request_id, 0, NULL, 0, outcomes)
+            at += HEADER_BYTES
+            continue
+        if not fits_dialect(&self.dialect, func_id, length, frame, left):
+            break
+        if self.dialect == DIALECT_MAILRU:
+            length -= 4
+        if length > self.max_body:
+            settle_unread(self, func_id, request_id, length, outcomes)
             if left < HEADER_BYTES + 4 + <size_t>length:
-                break
-            code = load_le32(frame + HEADER_BYTES)
-            settle(self, func_id, load_le32(frame + 4), request_id, code,
-                   frame + HEADER_BYTES + 4, length, outcomes)
+                self.to_skip = HEADER_BYTES + 4 + <uint64_t>length - left
+                return size
             at += HEADER_BYTES + 4 + length
-    except ProtocolError as error:
-        self.broken = error
-        return size
+            continue
+        if left < HEADER_BYTES + 4 + <size_t>length:
+            break
+        code = load_le32(frame + HEADER_BYTES)
+        settle(self, func_id, load_le32(frame + 4), request_id, code,
+               frame + HEADER_BYTES + 4, length, outcomes)
+        at += HEADER_BYTES + 4 + length
     return at
 
 
@@ -62,27 +63,24 @@ cdef int settle(ClientFrames self, uint32_t func_id, uint32_t length, uint32_t r
     cdef Pending entry = self.requests.pop(request_id)
     cdef object error = None
     cdef object result = None
+    cdef bint failed = False
     if entry is None:
         return count_unexpected(self, request_id)
-    try:
-        if func_id != entry.func_id:
-            raise another_function(entry, request_id, func_id)
-        if entry.outcome == RESPONSE:
-            # Not body[:size]: a reply that is a header alone has no body to point at.
-            content = PyBytes_FromStringAndSize(<const char*>body, size)
-            result = Response(Header(func_id, length, request_id), code, content)
-        elif code != 0:
-            error = error_from_reply(code, error_text(body, size))
-        elif body != NULL:
-            result = decode_result(entry.outcome, body, size)
-    except ProtocolError as broken:
-        # The waiter hears of it too: it is not pending any more.
-        if entry.results is None:
-            outcomes.append((entry.waiter, broken, None))
-            self.requests.popped = None
-        raise
-    except TextError as not_text:
-        error = not_text
+    if func_id != entry.func_id:
+        return fail_stream(self, entry, another_function(entry, request_id, func_id), outcomes)
+    if entry.outcome == RESPONSE:
+        # Not body[:size]: a reply that is a header alone has no body to point at.
+        content = PyBytes_FromStringAndSize(<const char*>body, size)
+        result = Response(Header(func_id, length, request_id), code, content)
+    elif code != 0:
+        error = error_from_reply(code, error_text(body, size))
+    elif body != NULL:
+        result = decode_result(entry.outcome, body, size, &failed)
+        if failed:
+            error = result
+            result = None
+            if isinstance(error, ProtocolError):
+                return fail_stream(self, entry, error, outcomes)
     if code == ILLEGAL_PARAMS and entry.size > SMALL_BODY:
         # A body that is over the server's limit is the last that the server reads.
         self.retired = True
@@ -96,11 +94,7 @@ cdef int settle_unread(ClientFrames self, uint32_t func_id, uint32_t request_id,
     if entry is None:
         return count_unexpected(self, request_id)
     if func_id != entry.func_id:
-        broken = another_function(entry, request_id, func_id)
-        if entry.results is None:
-            outcomes.append((entry.waiter, broken, None))
-            self.requests.popped = None
-        raise broken
+        return fail_stream(self, entry, another_function(entry, request_id, func_id), outcomes)
     error = ReplyTooLongError(
         f"the reply's body of {length} bytes is over the client's limit of {self.max_body} "
         "(max_body) and was dropped",
@@ -136,6 +130,15 @@ cdef inline int deliver(ClientFrames self, Pending entry, uint32_t request_id, u
     return 0
 
 
+cdef int fail_stream(ClientFrames self, Pending entry, error, list outcomes) except -1:
+    """Raises an error of the stream, which is also the outcome of the request that it
+    came for: that is not pending any more."""
+    if entry.results is None:
+        outcomes.append((entry.waiter, error, None))
+        self.requests.popped = None
+    raise error
+
+
 cdef object another_function(Pending entry, uint32_t request_id, uint32_t func_id):
     return ProtocolError(
         f"reply to request_id {request_id} is of function {func_id:#x}, "
@@ -169,8 +172,14 @@ cdef int count_refusal(dict refusals, uint32_t code) except -1:
     return 0
 
 
-cdef object decode_result(int outcome, const uint8_t* body, uint32_t size):
-    """The body of a successful reply, as it was asked for."""
+# Without an exception set aside: a `try` costs more than most of what is decoded here.
+cdef extern from "Python.h":
+    PyObject* decode_utf8 "PyUnicode_DecodeUTF8"(const char* text, Py_ssize_t length,
+                                                 const char* errors) noexcept
+
+
+cdef object decode_result(int outcome, const uint8_t* body, uint32_t size, bint* failed):
+    """The body of a successful reply, as it was asked for; or, ``failed``, the error."""
     cdef cursor_t c
     cdef const uint8_t* text = NULL
     cdef uint32_t length = 0
@@ -178,21 +187,35 @@ cdef object decode_result(int outcome, const uint8_t* body, uint32_t size):
         return body[:size]
     if outcome == NOTHING:
         if size != 1 or body[0] != 0xC0:
-            raise ProtocolError(f"reply body of {size} bytes where nil was expected")
+            failed[0] = True
+            return ProtocolError(f"reply body of {size} bytes where nil was expected")
         return None
     c.at = body
     c.end = body + size
     if read_str(&c, &text, &length) != 0 or c.at != c.end:
-        raise ProtocolError(f"reply body of {size} bytes is not the MsgPack str that was expected")
+        failed[0] = True
+        return ProtocolError(f"reply body of {size} bytes is not the MsgPack str that was expected")
     if outcome == BYTES:
         return text[:length]
+    cdef PyObject* decoded = decode_utf8(<const char*>text, length, NULL)
+    if decoded == NULL:
+        PyErr_Clear()
+        return decode_anew(text, length, failed)
+    result = <object>decoded
+    Py_DECREF(result)  # the reference that was new
+    return result
+
+
+cdef object decode_anew(const uint8_t* text, uint32_t length, bint* failed):
+    """As text what could not be decoded: for want of memory, or it is not UTF-8."""
     try:
-        return PyUnicode_DecodeUTF8(<const char*>text, length, NULL)
+        return text[:length].decode()
     except UnicodeDecodeError as error:
-        raise TextError(
+        failed[0] = True
+        return TextError(
             f"the slot's {length} bytes are not UTF-8 (byte {error.start}); "
             "read them with the bytes variant of the call"
-        ) from None
+        )
 
 
 cdef str error_text(const uint8_t* body, uint32_t size):

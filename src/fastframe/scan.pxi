@@ -79,9 +79,9 @@ cdef inline void reply(ServerFrames self, const Request* request, int row,
 
 
 cdef inline void count(ServerFrames self, int row, int column) noexcept:
-    self.storage.handle.me.requests[row][column] += 1
+    self.me.requests[row][column] += 1
     if row < FIRST_USER:  # users' calls are timed when they are answered
-        self.done[row] += 1
+        self.done.frames[row] += 1
 
 
 cdef void fail(ServerFrames self, const Request* request, int row, uint32_t code,
@@ -111,7 +111,7 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
         self.final_bytes = PyBytes_FromStringAndSize(
             <const char*>request.body - HEADER_BYTES, HEADER_BYTES
         )
-        self.storage.handle.me.bytes_out += HEADER_BYTES
+        self.me.bytes_out += HEADER_BYTES
         begin_close(self, CloseReason.SHUTDOWN)
         return False
     function = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
@@ -135,7 +135,7 @@ cdef int close_drained(ServerFrames self) except -1:
     if self.knows_shutdown:
         put_header(self.first_header, SHUTDOWN, 0, 0)
         self.final_bytes = PyBytes_FromStringAndSize(<const char*>self.first_header, HEADER_BYTES)
-        self.storage.handle.me.bytes_out += HEADER_BYTES
+        self.me.bytes_out += HEADER_BYTES
     return 0
 
 

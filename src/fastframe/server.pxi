@@ -25,6 +25,7 @@ cdef class ServerFrames:
     """
 
     cdef readonly Storage storage
+    cdef worker_t* me  # the storage's counters of this worker
     cdef dict functions
     cdef uint32_t max_body
     cdef uint32_t max_calls
@@ -65,7 +66,7 @@ cdef class ServerFrames:
     cdef uint64_t drain_at
     cdef bint draining
     # Of the chunk being executed: built-in frames by row, replies, clock.
-    cdef uint32_t[FIRST_USER] done
+    cdef Done done
     cdef uint8_t* out
     cdef uint64_t arrived
     # While a chunk is executed: see forbid_reentry.
@@ -76,6 +77,7 @@ cdef class ServerFrames:
                   size_t max_queue=DEFAULT_QUEUE, double queue_timeout=10.0,
                   size_t max_unsent=DEFAULT_UNSENT):
         self.storage = storage
+        self.me = storage.handle.me
         self.mailru = mailru
         self.max_body = max_body
         self.max_calls = max_calls
@@ -92,7 +94,7 @@ cdef class ServerFrames:
         free(self.input.data)
         free(self.output.data)
 
-    def receive(self, int fd):
+    def receive(self, int fd, /):
         """Takes what a non-blocking socket has, executes it, sends the replies.
 
         Returns:
@@ -129,6 +131,8 @@ cdef class ServerFrames:
             whole = True
         finally:
             self._end_chunk(scratch, whole)
+        if self.status == 0:
+            return 0  # to Cython a constant; status would be made an object
         if self.status & CALLS:
             self._run_plain(fd)
         return self.status
@@ -140,7 +144,7 @@ cdef class ServerFrames:
             self.flush(fd)
         return 0
 
-    def resume(self, int fd):
+    def resume(self, int fd, /):
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
         forbid_reentry(self.busy)
         cdef uint8_t* scratch = NULL
@@ -155,12 +159,12 @@ cdef class ServerFrames:
             self._end_chunk(scratch, whole)
         return self.status
 
-    def flush(self, int fd):
+    def flush(self, int fd, /):
         """Sends what waits to be sent; clears ``HAS_UNSENT`` when all is gone."""
         if self.output.end and send_kept(fd, &self.output, &self.status):
             self.traffic_ns = clock_ns()
 
-    def feed(self, bytes data not None):
+    def feed(self, bytes data not None, /):
         """As ``receive``, for streams that are not sockets: bytes in, bytes out.
 
         Returns:
@@ -196,10 +200,10 @@ cdef class ServerFrames:
     cdef inline size_t _take_in(self, const uint8_t* chunk, size_t size,
                                 uint8_t* scratch) except? 0:
         """Executes a received chunk; returns how many bytes of replies it built."""
-        cdef size_t used
+        cdef size_t used = 0
         cdef size_t built
         self.traffic_ns = self.arrived = clock_ns()
-        self.storage.handle.me.bytes_in += size
+        self.me.bytes_in += size
         if self.received < HEADER_BYTES:
             self._look_for_mark(chunk, size)
         self.received += size
@@ -223,7 +227,7 @@ cdef class ServerFrames:
             self.knows_shutdown = load_le32(self.first_header + 8) >> 16 == SHUTDOWN
 
     cdef size_t _execute_input(self, uint8_t* scratch) except? 0:
-        cdef size_t used
+        cdef size_t used = 0
         cdef size_t built
         if self.status & CLOSING:
             return 0
@@ -242,15 +246,13 @@ cdef class ServerFrames:
                                 uint8_t* scratch) except? 0:
         """Runs what it may of the data; counts and times it."""
         cdef size_t built
-        cdef int row
         self.status &= ~(MORE | FULL)
-        for row in range(FIRST_USER):
-            self.done[row] = 0
+        memset(&self.done, 0, sizeof(Done))
         self.out = scratch
         used[0] = scan(self, data, size, scratch + OUTPUT_LIMIT)
         built = self.out - scratch
-        observe(self.storage.handle.me, self.done, clock_ns() - self.arrived)
-        self.storage.handle.me.bytes_out += built
+        observe(self.me, &self.done, clock_ns() - self.arrived)
+        self.me.bytes_out += built
         if self.draining and self.received >= self.drain_at and not self.status & (MORE | CLOSING):
             close_drained(self)
             used[0] = size
@@ -267,7 +269,7 @@ cdef class ServerFrames:
         """
         run_calls(self, start)
 
-    def answer(self, Call call not None, value):
+    def answer(self, Call call not None, value, /):
         """Answers a call that runs: puts the reply where ``flush`` takes it.
 
         A value that the function cannot pack is a failure of the call. A call that was
@@ -283,7 +285,7 @@ cdef class ServerFrames:
                 fail_call(self, call, error)
         return self.output.end - self.output.start >= OUTPUT_LIMIT
 
-    def fail(self, Call call not None, error):
+    def fail(self, Call call not None, error, /):
         """As ``answer``, with what the function makes of an exception."""
         if call.budget is not None:
             fail_call(self, call, error)
