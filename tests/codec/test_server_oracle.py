@@ -9,13 +9,6 @@ from hypothesis import strategies as st
 from iproto import _fastframe as ff
 from iproto.wire import FuncID, State
 from tests.helpers.callees import bodies, take_calls
-from tests.helpers.make_vectors import (
-    BAD_READS,
-    BAD_REPLACES,
-    OUT_OF_RANGE,
-    READ_SHAPES,
-    REPLACE_SHAPES,
-)
 from tests.helpers.oracle import OracleServer, parse_responses, request, split_responses
 from tests.helpers.server_frames import MAX_BODY, USERS, feed_all, server, split
 from tests.helpers.streams import (
@@ -30,6 +23,13 @@ from tests.helpers.streams import (
     plain_streams,
     streams,
     wire,
+)
+from tests.helpers.vector_bodies import (
+    BAD_READS,
+    BAD_REPLACES,
+    OUT_OF_RANGE,
+    READ_SHAPES,
+    REPLACE_SHAPES,
 )
 
 

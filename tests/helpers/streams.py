@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from iproto.wire import FuncID
-from tests.helpers.make_vectors import BAD_READS, BAD_REPLACES, BAD_SWITCHES
 from tests.helpers.oracle import packed_str, request
 from tests.helpers.server_frames import MAX_BODY, USERS
+from tests.helpers.vector_bodies import BAD_READS, BAD_REPLACES, BAD_SWITCHES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
