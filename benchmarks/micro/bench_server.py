@@ -27,7 +27,7 @@ from benchmarks.gate.script import (
     write,
 )
 from iproto._fastframe import FIRST_USER_ROW
-from iproto.metrics.collectors import StorageCollector
+from iproto.metrics.collectors import StorageCollector, WatchedFile
 from iproto.server.calls import callee_of
 from iproto.server.repeats import Repeats
 
@@ -50,6 +50,7 @@ class Source:
     storage: Storage
     ready: bool = True
     silent_seconds: float = 0.0
+    file_watch: WatchedFile | None = None
 
 
 TEN_BYTES = b"\xaa" + b"0123456789"

@@ -25,9 +25,14 @@ class Scraped(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def scraped() -> Scraped:
-    """What a server that has seen some traffic says."""
-    with serving(metrics_bind="127.0.0.1:0") as served, served.peer() as peer:
+def scraped(tmp_path_factory: pytest.TempPathFactory) -> Scraped:
+    """What a server of a storage file that has seen some traffic says."""
+    with (
+        iproto.open_storage(tmp_path_factory.mktemp("scraped") / "storage") as file,
+        serving(storage=file.storage, metrics_bind="127.0.0.1:0") as served,
+        served.peer() as peer,
+    ):
+        served.server.file_watch = file.watch
         assert peer.read(0) == ""
         status, text = get(served.server.metrics_address, "/metrics")
     assert status == 200

@@ -11,7 +11,8 @@ import pytest
 
 from iproto import ConfigError, State
 from iproto.storage.check import check_file
-from iproto.storage.file import MAKING, open_storage
+from iproto.storage.content import MAKING
+from iproto.storage.file import open_storage
 from iproto.wire import SLOT_BYTES
 from tests.helpers.harness import PATIENCE
 from tests.helpers.storage_files import FILLED, contents, filled, flip, patch

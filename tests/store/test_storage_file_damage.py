@@ -10,7 +10,8 @@ import pytest
 
 import iproto
 from iproto import State
-from iproto.storage.file import MAKING, open_storage
+from iproto.storage.content import MAKING
+from iproto.storage.file import open_storage
 from tests.helpers.storage_files import (
     FILLED,
     check_refused,

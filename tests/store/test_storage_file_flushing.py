@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 import iproto
-from iproto.storage.file import Flusher, open_storage
+from iproto.storage.file import open_storage
+from iproto.storage.flush import Flusher
 from tests.helpers.harness import PATIENCE, wait_until
 from tests.helpers.storage_files import serving_file
 

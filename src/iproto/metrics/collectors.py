@@ -10,7 +10,7 @@ import contextlib
 import platform
 import resource
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -41,15 +41,37 @@ if TYPE_CHECKING:
 YIELD = 0.0002
 
 
+class WatchedFile(Protocol):
+    """The file that a storage is in, while it is watched."""
+
+    KINDS: ClassVar[tuple[str, ...]]
+
+    @property
+    def problem(self) -> tuple[str, str, bool] | None:
+        """Its kind, what happened to the file, and whether that loses writes."""
+        ...
+
+
 class Source(Protocol):
     """What the metrics are about: a server."""
 
     storage: Storage
+    file_watch: WatchedFile | None
 
     @property
     def ready(self) -> bool: ...
     @property
     def silent_seconds(self) -> float: ...
+
+
+def why_not_ready(source: Source) -> str | None:
+    """Why no client should be sent here; None if all is well."""
+    if not source.ready:
+        return "not accepting"
+    problem = None if source.file_watch is None else source.file_watch.problem
+    if problem is not None and problem[2]:
+        return f"the storage file {problem[1]}"
+    return None
 
 
 class StorageCollector(Collector):
@@ -165,8 +187,18 @@ class StorageCollector(Collector):
 
     def _state_metrics(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
-            "iproto_ready", "1 while connections are accepted", int(self._source.ready)
+            "iproto_ready", "1 while clients are welcome", int(why_not_ready(self._source) is None)
         )
+        if self._source.file_watch is not None:
+            problem = self._source.file_watch.problem
+            problems = GaugeMetricFamily(
+                "iproto_storage_file_problem",
+                "1 for what is wrong with the storage file that is served, 0 for the others",
+                labels=["problem"],
+            )
+            for kind in self._source.file_watch.KINDS:
+                problems.add_metric([kind], int(problem is not None and problem[0] == kind))
+            yield problems
         current = None
         with contextlib.suppress(InternalError):  # it is damaged, and none of the three
             current = self._storage.state

@@ -18,7 +18,13 @@ from prometheus_client import (
 
 from iproto.address import Address, address_of
 from iproto.errors import ConfigError
-from iproto.metrics.collectors import NamedCollector, Source, StorageCollector, YieldingCollector
+from iproto.metrics.collectors import (
+    NamedCollector,
+    Source,
+    StorageCollector,
+    YieldingCollector,
+    why_not_ready,
+)
 from iproto.metrics.http import HTTPServer
 
 if TYPE_CHECKING:
@@ -133,9 +139,10 @@ class MetricsEndpoint:
                 f"the event loop has not run for {silent:.1f} s",
             )
         if path == "/readyz":
-            if self._source.ready:
+            why = why_not_ready(self._source)
+            if why is None:
                 return _plain(start_response, HTTPStatus.OK, "ready")
-            return _plain(start_response, HTTPStatus.SERVICE_UNAVAILABLE, "not accepting")
+            return _plain(start_response, HTTPStatus.SERVICE_UNAVAILABLE, why)
         return _plain(
             start_response, HTTPStatus.NOT_FOUND, "here are /metrics, /healthz and /readyz"
         )

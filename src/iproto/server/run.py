@@ -13,7 +13,8 @@ from iproto.errors import ConfigError
 from iproto.server import systemd
 from iproto.server.server import Server
 from iproto.server.stopping import STOP_SIGNALS, StopSignals, may_be_ctrl_c
-from iproto.storage.file import Flusher, open_storage
+from iproto.storage.file import open_storage
+from iproto.storage.flush import Flusher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from iproto._fastframe import Storage
     from iproto.app import App
     from iproto.server.config import Config
+    from iproto.storage.watch import FileWatch
 
 logger = logging.getLogger("iproto.server")
 
@@ -36,29 +38,37 @@ def run(config: Config, app: App | None = None, storage: Storage | None = None) 
             ``config.storage_file``, if one is named.
 
     Returns:
-        The exit code: 0 after a clean drain, 1 if the drain timed out,
+        The exit code: 0 after a clean drain, 1 if the drain timed out, or the next
+        start at the path of the storage file does not find all that was written,
         128 + the signal's number after a second signal.
 
     Raises:
         ConfigError: an address cannot be listened on, the loop is not installed,
             or the storage file cannot be used, or there is a storage beside it.
     """
+    watch: FileWatch | None = None
     with contextlib.ExitStack() as stack:
         if config.storage_file is not None:
             if storage is not None:
                 raise ConfigError("give a storage or a storage_file, not both")
-            storage = stack.enter_context(open_storage(config.storage_file)).storage
+            file = stack.enter_context(open_storage(config.storage_file))
+            storage, watch = file.storage, file.watch
             stack.enter_context(Flusher(storage, config.storage_sync))
         loop = new_loop(config.loop)
-        with StopSignals(loop, config.drain_timeout) as signals:
-            return run_in_loop(
-                loop, lambda: _serve_until_signal(_server_for(config, app, storage), signals)
+        keep = None if watch is None else watch.close
+        with StopSignals(loop, config.drain_timeout, before_leaving=keep) as signals:
+            code = run_in_loop(
+                loop, lambda: _serve_until_signal(_server_for(config, app, storage, watch), signals)
             )
+        return code if watch is None or watch.close() else code or 1
 
 
-def _server_for(config: Config, app: App | None, storage: Storage | None) -> Server:
+def _server_for(
+    config: Config, app: App | None, storage: Storage | None, watch: FileWatch | None
+) -> Server:
     """A server at the sockets that systemd passes, if it does."""
     server = Server(config, app, storage, inherited=systemd.inherited_listeners() or None)
+    server.file_watch = watch
     server._level = logging.INFO  # nobody else tells where it serves
     return server
 

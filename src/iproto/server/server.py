@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from iproto._fastframe import UserFunction
     from iproto.address import Address
     from iproto.app import App
+    from iproto.metrics.collectors import WatchedFile
     from iproto.metrics.endpoint import MetricsEndpoint
 
 logger = logging.getLogger("iproto.server")
@@ -70,6 +71,7 @@ class Server:
         self._level = logging.INFO if inherited is None else logging.DEBUG
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
+        self.file_watch: WatchedFile | None = None
         self._heartbeat: Heartbeat | None = None
         self._repeats = Repeats(logger)
         self._function_errors = Repeats(logging.getLogger("iproto.app"))

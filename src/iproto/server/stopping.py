@@ -19,6 +19,7 @@ from iproto.server.logs import flush_log
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
 logger = logging.getLogger("iproto.server")
@@ -30,6 +31,9 @@ LOOP_WAIT = 0.5
 
 # Seconds that the loop may take for the end itself: to cancel what still runs.
 END_WAIT = 2.5
+
+# Seconds to put a storage file back that was deleted: its file system may not answer.
+KEEP_WAIT = 2.0
 
 # Seconds for a last log line, which may wait for a pipe that nobody reads.
 LOG_WAIT = 0.5
@@ -54,13 +58,20 @@ class StopSignals:
         drain_timeout: seconds from the first signal after which the process leaves with
             code 1 if the loop is blocked. After a second signal it leaves at once, with
             128 and the signal's number.
+        before_leaving: what it does before that, for at most KEEP_WAIT seconds.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, drain_timeout: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        drain_timeout: float,
+        before_leaving: Callable[[], object] | None = None,
+    ) -> None:
         self.first: asyncio.Future[int] = loop.create_future()
         self.second: asyncio.Future[int] = loop.create_future()
         self._loop = loop
         self._drain_timeout = drain_timeout
+        self._before_leaving = before_leaving
         # SimpleQueue, for a signal handler may interrupt any code, its own included.
         self._numbers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._previous: list[Any] = []
@@ -106,6 +117,8 @@ class StopSignals:
             second, code = 0, 1
         if second is None or self._left_orderly():
             return
+        if self._before_leaving is not None:
+            _run_at_most(KEEP_WAIT, self._before_leaving)
         _leave(code)
 
     def _left_orderly(self) -> bool:
@@ -131,7 +144,12 @@ def _leave(code: int) -> None:
         logger.error("the event loop is blocked, most likely by a user function: leaving it")
         flush_log()
 
-    writer = threading.Thread(target=say_why, daemon=True)
-    writer.start()
-    writer.join(LOG_WAIT)
+    _run_at_most(LOG_WAIT, say_why)
     os._exit(code)
+
+
+def _run_at_most(seconds: float, function: Callable[[], object]) -> None:
+    """Runs a function in a thread, and waits for it so long at most."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)

@@ -5,20 +5,13 @@ What is to be expected of it stands in docs/storage-file.md.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from iproto._fastframe import Storage
 from iproto.errors import ConfigError
-from iproto.storage.file import (
-    MAKING,
-    check_copy,
-    open_locked,
-    read_copy,
-    sync_directory,
-    write_all,
-)
+from iproto.storage.content import MAKING, check_copy, copy_beside, read_copy, write_all
+from iproto.storage.lock import lock_path, open_locked
 
 if TYPE_CHECKING:
     from iproto.wire import State
@@ -53,11 +46,16 @@ def check_file(path: str | os.PathLike[str], *, repair: bool = False) -> Finding
     """
     path = os.fspath(path)
     try:
-        fd, size, _ = open_locked(path, os.O_RDWR if repair else os.O_RDONLY, create=False)
+        path_lock = lock_path(path)
         try:
-            return _check_open(fd, path, size, repair=repair)
+            fd, size, _ = open_locked(path, os.O_RDWR if repair else os.O_RDONLY, create=False)
+            try:
+                return _check_open(fd, path, size, repair=repair)
+            finally:
+                os.close(fd)
         finally:
-            os.close(fd)
+            for lock in path_lock:
+                os.close(lock)
     except OSError as error:
         where = error.filename or path
         raise ConfigError(f"cannot use storage file {where}: {error.strerror}") from None
@@ -76,28 +74,7 @@ def _check_open(fd: int, path: str, size: int, *, repair: bool) -> Findings:
         ) from None
     kept = None
     if repair and damaged:
-        kept = _keep(fd, path, size)
+        kept = copy_beside(fd, path, "damaged")
         write_all(fd, copy[:], 0)
         os.fsync(fd)
     return Findings(state, damaged, kept)
-
-
-def _keep(fd: int, path: str, size: int) -> str:
-    """Copies a file to a new name beside it, down to the disk; says which."""
-    number = 1
-    while True:
-        name = f"{path}.damaged-{number}"
-        with contextlib.suppress(FileExistsError):
-            kept = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            break
-        number += 1
-    try:
-        write_all(kept, os.pread(fd, size, 0), 0)
-        os.fsync(kept)
-    except OSError:
-        os.unlink(name)
-        raise
-    finally:
-        os.close(kept)
-    sync_directory(name)
-    return name

@@ -32,11 +32,24 @@ class InheritedWorker(NamedTuple):
     drain_timeout: float
 
 
+class InheritedFile(NamedTuple):
+    """The file that the storage is in.
+
+    Args:
+        path: where it was opened, from the root.
+        path_lock: descriptors that lock the path.
+    """
+
+    path: str
+    path_lock: list[int]
+
+
 class Inheritance(NamedTuple):
     """What one supervisor leaves to the next; file descriptors stay open.
 
     Args:
         memory: descriptor of the storage's memory.
+        file: the file that this is; None if it is none.
         areas: worker areas in it.
         listeners: descriptors, by address.
         from_systemd: whether the listeners are systemd's.
@@ -48,6 +61,7 @@ class Inheritance(NamedTuple):
     """
 
     memory: int
+    file: InheritedFile | None
     areas: int
     listeners: list[list[int]]
     from_systemd: bool
@@ -68,25 +82,32 @@ class Inheritance(NamedTuple):
         return Config(**{name: self.settings[name] for name in known & self.settings.keys()})
 
     @property
+    def storage_descriptors(self) -> list[int]:
+        """The file descriptors of the storage."""
+        return [self.memory, *([] if self.file is None else self.file.path_lock)]
+
+    @property
     def descriptors(self) -> list[int]:
         """All the file descriptors in it."""
         return [
-            self.memory,
+            *self.storage_descriptors,
             *(fd for group in self.listeners for fd in group),
             *([] if self.metrics is None else [self.metrics]),
             *(worker.control for worker in self.workers),
         ]
 
 
-def describe(pool: Pool, metrics: int | None) -> Inheritance:
+def describe(pool: Pool, metrics: int | None, file: InheritedFile | None) -> Inheritance:
     """What another program needs to take over a pool.
 
     Args:
         pool: the workers, and what they serve.
         metrics: descriptor of the metrics endpoint's listener, or None.
+        file: the file that the storage is in, or None.
     """
     return Inheritance(
         memory=pool.memory,
+        file=file,
         areas=area_count(pool.count),
         listeners=[[sock.fileno() for sock in group] for group in pool.listeners],
         from_systemd=pool.from_systemd,
@@ -115,4 +136,6 @@ def inherited() -> Inheritance | None:
         return None
     fields: dict[str, Any] = json.loads(text)
     fields["workers"] = [InheritedWorker(*worker) for worker in fields["workers"]]
+    if fields["file"] is not None:
+        fields["file"] = InheritedFile(*fields["file"])
     return Inheritance(**fields)

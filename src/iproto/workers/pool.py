@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from iproto._fastframe import Storage
+    from iproto.metrics.collectors import WatchedFile
     from iproto.server.config import Config
 
 logger = logging.getLogger("iproto.workers")
@@ -66,6 +67,7 @@ class Pool:
     def __init__(self, config: Config, app: str, storage: Storage, memory: int, count: int) -> None:
         self.config = config
         self.storage = storage
+        self.file_watch: WatchedFile | None = None
         self.memory = memory
         self.count = count
         self.listeners: list[list[socket.socket]] = []  # by address, then by position, or shared

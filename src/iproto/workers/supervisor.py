@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import logging
 import mmap
+import os
 import signal
 import time
 from functools import partial
@@ -36,12 +37,14 @@ from iproto.server import listeners, systemd
 from iproto.server.logs import set_log_level
 from iproto.server.run import run_in_loop
 from iproto.server.settings import differences
-from iproto.storage.file import Flusher, open_storage
+from iproto.storage.file import open_storage
+from iproto.storage.flush import Flusher
+from iproto.storage.watch import FileWatch
 from iproto.words import counted
 from iproto.workers import upgrade
 from iproto.workers.cpus import usable_cpus
 from iproto.workers.figures import worker_figures
-from iproto.workers.inheritance import describe
+from iproto.workers.inheritance import InheritedFile, describe, inherited
 from iproto.workers.memory import shared_memory
 from iproto.workers.pool import Pool, area_count
 from iproto.workers.process import DRAIN_GRACE
@@ -76,17 +79,23 @@ class Supervisor:
     ) -> None:
         self._inherited = inheritance
         self._metrics: MetricsEndpoint | None = None
+        file: InheritedFile | None = None
         if inheritance is not None:
             count = len(inheritance.positions)
-            memory = inheritance.memory
+            memory, file = inheritance.memory, inheritance.file
         else:
             count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
             if config.storage_file is not None:
-                memory = open_storage(config.storage_file, area_count(count)).fd
+                opened = open_storage(config.storage_file, area_count(count))
+                memory = opened.fd
+                file = InheritedFile(os.path.abspath(opened.path), opened.path_lock)
             else:
                 memory = shared_memory(Storage.size_for(area_count(count)))
         storage = Storage(mmap.mmap(memory, 0), workers=area_count(count), worker=0)
         self.pool = Pool(config, app, storage, memory, count)
+        self.file_watch = None if file is None else FileWatch(file.path, memory)
+        self.pool.file_watch = self.file_watch
+        self._file = file
         self.flusher = Flusher(storage, config.storage_sync) if config.storage_file else None
         self._restarts = Restarts(
             self.pool,
@@ -247,7 +256,7 @@ class Supervisor:
     def _describe(self) -> Inheritance:
         """What another program needs to take over from this one."""
         metrics = self._metrics
-        return describe(self.pool, None if metrics is None else metrics.fileno())
+        return describe(self.pool, None if metrics is None else metrics.fileno(), self._file)
 
     async def _hand_over(self) -> None:
         """Becomes the program as it is installed now.
@@ -280,11 +289,22 @@ def run(
         inheritance: what the program before this one left, after an upgrade.
 
     Returns:
-        The exit code; see :meth:`Supervisor.run`.
+        The exit code; see :meth:`Supervisor.run`. 1 in place of 0 if the next start at the
+        path of the storage file does not find all that was written.
 
     Raises:
         ConfigError: an address cannot be listened on, or the storage file cannot be used.
     """
     supervisor = Supervisor(config, app, read, inheritance)
-    with supervisor.flusher or contextlib.nullcontext():
-        return run_in_loop(asyncio.new_event_loop(), supervisor.run)
+    watch = supervisor.file_watch
+    if watch is not None:
+        watch.start()
+    try:
+        with supervisor.flusher or contextlib.nullcontext():
+            code = run_in_loop(asyncio.new_event_loop(), supervisor.run)
+    except BaseException:
+        # After an upgrade the workers go on, and so does the attempt to take over.
+        if watch is not None and inherited() is None:
+            watch.close()
+        raise
+    return code if watch is None or watch.close() else code or 1

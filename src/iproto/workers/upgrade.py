@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from iproto.server.logs import flush_log
+from iproto.storage.watch import FileWatch
 from iproto.workers.inheritance import INHERITANCE_VARIABLE, inherited
 from iproto.workers.place import find_place
 from iproto.workers.pool import START_TIMEOUT
@@ -147,8 +148,9 @@ def adopt(pool: Pool, inheritance: Inheritance) -> None:
             workers[-1].ready.set()
     positions = list(zip(pool.positions, inheritance.positions, strict=True))
     del os.environ[INHERITANCE_VARIABLE]  # from here on a failure is this program's own
+    kept = inheritance.storage_descriptors
     for fd in inheritance.descriptors:
-        if fd == pool.memory:
+        if fd in kept:
             os.set_inheritable(fd, False)
         else:
             os.close(fd)
@@ -202,7 +204,9 @@ def _try_again(inheritance: Inheritance) -> int:
                 os.kill(worker.pid, signal.SIGKILL)
             time.sleep(0.05)
         codes.append(os.waitstatus_to_exitcode(ended[1]))
-    return 1 if any(codes) else 0
+    file = inheritance.file
+    is_kept = file is None or FileWatch(file.path, inheritance.memory).close()
+    return 1 if any(codes) or not is_kept else 0
 
 
 def release_signals() -> None:
