@@ -83,6 +83,13 @@ tsan: ## The store's lock and slots under ThreadSanitizer for TSAN_SECONDS, and 
 	@grep -q 'data race' build/tsan-control.txt || { cat build/tsan-control.txt; exit 1; }
 	@echo "the control was reported, as it has to be"
 
+RESTARTS ?= 20
+UPGRADES ?= 10
+
+.PHONY: restarts
+restarts: $(BUILT) ## RESTARTS and UPGRADES under load: no call of our clients fails, none is executed twice
+	$(BIN)/python -m tests.workers.restarts --restarts $(RESTARTS) --upgrades $(UPGRADES)
+
 KILLS ?= 100
 
 .PHONY: pauses

@@ -129,13 +129,12 @@ cdef int begin_close(ServerFrames self, reason) except -1:
     return 0
 
 
-cdef int close_drained(ServerFrames self) except -1:
-    """The drain is done: closes, and announces it to a client that understands it."""
-    begin_close(self, CloseReason.DRAIN)
-    if self.knows_shutdown:
-        put_header(self.first_header, SHUTDOWN, 0, 0)
-        self.final_bytes = PyBytes_FromStringAndSize(<const char*>self.first_header, HEADER_BYTES)
-        self.me.bytes_out += HEADER_BYTES
+cdef int announce_end(ServerFrames self) except -1:
+    """Makes an unasked SHUTDOWN the last bytes: what is unanswered was not executed."""
+    cdef uint8_t[HEADER_BYTES] header
+    put_header(header, SHUTDOWN, 0, 0)
+    self.final_bytes = PyBytes_FromStringAndSize(<const char*>header, HEADER_BYTES)
+    self.me.bytes_out += HEADER_BYTES
     return 0
 
 

@@ -62,7 +62,7 @@ cdef class ServerFrames:
     cdef uint8_t[HEADER_BYTES] first_header
     cdef bint knows_shutdown
     # Bytes received in all, and how many there will be when a drain is done.
-    cdef uint64_t received
+    cdef readonly uint64_t received
     cdef uint64_t drain_at
     cdef bint draining
     # Of the chunk being executed: built-in frames by row, replies, clock.
@@ -254,7 +254,7 @@ cdef class ServerFrames:
         observe(self.me, &self.done, clock_ns() - self.arrived)
         self.me.bytes_out += built
         if self.draining and self.received >= self.drain_at and not self.status & (MORE | CLOSING):
-            close_drained(self)
+            begin_close(self, CloseReason.DRAIN)
             used[0] = size
         return built
 
@@ -309,15 +309,18 @@ cdef class ServerFrames:
         self.draining = True
         self.drain_at = self.received + unread
         if unread == 0 and not self.status & (MORE | CLOSING):
-            close_drained(self)
             self.close(CloseReason.DRAIN)
 
     def finish(self):
         """Everything is answered: puts the last bytes, a SHUTDOWN or none, behind it.
 
+        A drain is announced to a client that understands it.
+
         Raises:
             MemoryError: they are not behind it.
         """
+        if self.close_reason == CloseReason.DRAIN and self.knows_shutdown:
+            announce_end(self)
         append(&self.output, <const uint8_t*>PyBytes_AS_STRING(self.final_bytes),
                PyBytes_GET_SIZE(self.final_bytes))
         self.final_bytes = b""

@@ -15,6 +15,7 @@ from iproto import FuncID, ReturnCode
 from tests.helpers.harness import PATIENCE, replace_frame
 from tests.helpers.metrics import value
 from tests.helpers.workers import APP, Resender, installed, pids, scrape, supervised, write_code
+from tests.workers.restarts import restart_under_load
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="workers are looked up in /proc"
@@ -190,6 +191,13 @@ def test_an_upgrade_to_a_version_that_cannot_start_is_refused(what: str, tmp_pat
         assert set(pids(running)) == old
         with running.peer() as peer:
             assert peer.read(0) == ""
+
+
+def test_our_clients_see_nothing_of_restarts_and_upgrades(tmp_path: Path) -> None:
+    report = restart_under_load(tmp_path, restarts=3, upgrades=1)
+    print(report)
+    assert report.wrong == []
+    assert report.rounds > 100
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])

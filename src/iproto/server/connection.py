@@ -36,7 +36,7 @@ from iproto._fastframe import (
     IS_FULL,
     ServerFrames,
 )
-from iproto.wire import CloseReason
+from iproto.wire import HEADER_BYTES, CloseReason
 
 if TYPE_CHECKING:
     import asyncio
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 # Seconds that a finished connection waits for the client's own close. A client
 # that is there answers a close within a round trip.
 LINGER = 2.0
+
+# Seconds that a drain waits for the first header of a connection that has brought none:
+# by it the client tells whether it understands an announced end. A client that has just
+# connected sends one within a round trip; one that is silent does not hold up a restart.
+HEADER_WAIT = 0.5
 
 # Seconds between the looks at a connection that lingers while the server drains.
 LINGER_LOOK = 0.05
@@ -149,7 +154,7 @@ class Connection:
         self._draining = False
         self._reason: CloseReason | None = None
         self._finishing = False
-        self._linger_until = 0.0  # on the loop's clock
+        self._linger_until = 0.0  # on the loop's clock; see also _wait_for_header
         self._unacknowledged = 0  # bytes of the last replies, when last looked at
         self._closed = False
         try:
@@ -200,9 +205,9 @@ class Connection:
 
     @property
     def is_flushed(self) -> bool:
-        """Whether every reply has been taken, and only the client's own close is missing."""
+        """Whether every reply has been taken, and nothing but the client is waited for."""
         return (
-            self._finishing
+            (self._finishing or (self._draining and self.frames.received < HEADER_BYTES))
             and not self.frames.status & HAS_UNSENT
             and _unacknowledged_bytes(self._fd) == 0
         )
@@ -240,7 +245,10 @@ class Connection:
         elif status & HAS_MORE:
             self._watch(hangup=True)  # until a call of the full queue has started
         elif status & (IS_CLOSING | HAS_ENDED) and frames.unanswered == 0:
-            self._finish()
+            if self._draining and not status & HAS_ENDED and frames.received < HEADER_BYTES:
+                self._wait_for_header()
+            else:
+                self._finish()
         elif status & (IS_CLOSING | HAS_ENDED):
             self._watch(reading=not status & HAS_ENDED, hangup=bool(status & HAS_ENDED))
         else:
@@ -259,6 +267,13 @@ class Connection:
             if self.frames.status & HAS_MORE and not self.frames.status & IS_FULL:
                 self.frames.resume(self._fd)
             self._advance()
+
+    def _wait_for_header(self) -> None:
+        """Drained, and the client has not told yet whether it understands an announced end."""
+        if not self._linger_until:
+            self._linger_until = self._loop.time() + HEADER_WAIT
+            self._rearm(HEADER_WAIT)
+        self._watch(reading=True)
 
     def _finish(self) -> None:
         """Everything is answered: sends the last bytes, then closes the write side."""
@@ -391,6 +406,9 @@ class Connection:
 
     @_guarded
     def _check(self) -> None:
+        if self._linger_until and not self._finishing:
+            self._finish()  # no header came
+            return
         left, reason = self._time_left()
         if left > 0:
             self._rearm(left)

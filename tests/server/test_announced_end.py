@@ -1,0 +1,127 @@
+"""A drain is announced, too, to clients that had just connected and had asked nothing yet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from iproto import AsyncClient, FuncID
+from iproto.server import connection
+from tests.helpers.harness import PATIENCE, Peer, Served, read_frame, replace_frame, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+MARK = 0xFF010000
+UNASKED_SHUTDOWN = struct.pack("<III", FuncID.SHUTDOWN, 0, 0)
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def loop_name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain that waits for a first header longer than any machine is busy."""
+    monkeypatch.setattr(connection, "HEADER_WAIT", PATIENCE)
+
+
+@contextlib.contextmanager
+def accepted(served: Served, count: int = 1) -> Iterator[list[Peer]]:
+    """Connections that the server has, and that brought nothing."""
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(served.peer()) for _ in range(count)]
+        served.run(until_accepted(served, count))
+        yield peers
+
+
+async def until_accepted(served: Served, count: int) -> None:
+    while served.server.connection_count < count:
+        await asyncio.sleep(0)
+
+
+def begin_drain(served: Served) -> Future[bool]:
+    """Returns once the drain has told every connection."""
+    drained = asyncio.run_coroutine_threadsafe(served.server.drain(), served.loop)
+
+    async def begun() -> None:
+        while served.server.ready:
+            await asyncio.sleep(0)
+
+    served.run(begun())
+    return drained
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("cut", [0, 1, 11], ids=lambda cut: f"{cut} bytes came before")
+def test_a_first_request_that_crosses_the_drain_is_told_that_it_was_not_executed(
+    loop_name: str, cut: int
+) -> None:
+    with serving(loop=loop_name) as served, accepted(served, 2) as (marked, unmarked):
+        request = replace_frame(1, "too late", MARK + 7)
+        other = replace_frame(1, "too late", 7)
+        marked.send(request[:cut])
+        unmarked.send(other[:cut])
+        drained = begin_drain(served)
+        marked.send(request[cut:])
+        unmarked.send(other[cut:])
+        assert marked.rest() == UNASKED_SHUTDOWN
+        assert unmarked.rest() == b""
+        assert drained.result(PATIENCE)
+        assert served.server.storage.read(1) == b""
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_newcomer_that_closes_is_not_waited_for(loop_name: str) -> None:
+    with serving(loop=loop_name) as served, accepted(served) as (peer,):
+        drained = begin_drain(served)
+        peer.sock.close()
+        assert drained.result(PATIENCE)
+        assert served.closed() == {"DRAIN": 1}
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_newcomer_that_is_silent_makes_no_drain_fail() -> None:
+    with serving() as served, accepted(served) as (peer,):
+        assert served.run(served.server.drain(0.01))
+        assert peer.rest() == b""
+
+
+def test_a_newcomer_that_is_silent_does_not_hold_up_the_end(loop_name: str) -> None:
+    with serving(loop=loop_name) as served, accepted(served) as (peer,):
+        assert served.run(served.server.drain(PATIENCE))
+        assert peer.rest() == b""
+        assert served.closed() == {"DRAIN": 1}
+
+
+def test_a_connection_that_has_asked_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADER_WAIT", 10 * PATIENCE)
+    with serving() as served, served.peer() as peer:
+        peer.send(read_frame(1, MARK))
+        assert peer.reply().code == 0
+        assert begin_drain(served).result(PATIENCE)
+        assert peer.rest() == UNASKED_SHUTDOWN
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_call_of_ours_that_crosses_the_drain_is_made_at_the_next_server() -> None:
+    async def use(first: Served) -> str:
+        address = first.address
+        async with AsyncClient(first.url, timeout=PATIENCE) as client:
+            await client.connect()
+            await asyncio.to_thread(first.run, until_accepted(first, 1))
+            drained = await asyncio.to_thread(begin_drain, first)
+            call = asyncio.ensure_future(client.read(1))
+            await asyncio.wrap_future(drained)
+            with serving(bind=str(address)) as second:
+                second.server.storage.replace(1, b"here")
+                return await call
+
+    with serving() as first:
+        assert asyncio.run(use(first)) == "here"
