@@ -7,6 +7,7 @@ import contextlib
 import os
 import queue
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -282,10 +283,10 @@ class ServerProcess:
         self.addresses = match[1].split(", ")
         self.metrics = match[2] or ""
 
-    def peer(self, number: int = 0) -> Peer:
+    def peer(self, number: int = 0, **options: Any) -> Peer:
         from iproto.address import parse_address
 
-        return Peer(parse_address(self.addresses[number]))
+        return Peer(parse_address(self.addresses[number]), **options)
 
     def end(self) -> tuple[int, str]:
         """Waits for the exit; the code, and the whole log."""
@@ -347,6 +348,15 @@ def serve_process(
     )
     with serving_process(process) as running:
         yield running
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """The memory of a process that is in RAM; of this process by default."""
+    pid = os.getpid() if pid is None else pid
+    statm = Path(f"/proc/{pid}/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)])) * 1024
 
 
 def children(parent: int) -> list[int]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import resource
 import struct
 import threading
 import time
-from pathlib import Path
-
-import pytest
 
 import iproto
 from iproto import FuncID
-from tests.helpers.harness import PATIENCE, Peer, Served, frame, read_frame, replace_frame, serving
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+from tests.helpers.harness import (
+    PATIENCE,
+    Peer,
+    Served,
+    frame,
+    read_frame,
+    replace_frame,
+    resident_bytes,
+    serving,
+)
 
 
 def send_until_it_blocks(peer: Peer, stream: bytes) -> int:
@@ -34,7 +34,6 @@ def send_until_it_blocks(peer: Peer, stream: bytes) -> int:
     return sent
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_a_client_that_never_reads_is_paused_and_gets_every_reply_once_it_reads(
     loop_name: str,
 ) -> None:
