@@ -30,9 +30,12 @@ JOBS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 test: $(BUILT) ## Build, and run all tests, JOBS at once (0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(JOBS)
 
-.PHONY: test-again
-test-again: $(BUILT) ## Run the tests that failed last, one after the other
-	$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --numprocesses 0
+TIMES ?= 3
+
+.PHONY: steady
+steady: $(BUILT) ## Run TESTS (all by default) TIMES times beside a load of 8 on each core
+	$(BIN)/python tools/beside_load.py $(BIN)/python -m pytest --numprocesses $(JOBS) --timeout 600 \
+		--count $(TIMES) --repeat-scope session $(TESTS)
 
 .PHONY: smoke
 smoke: $(BUILT) ## Build, and run the quick test files of tests/smoke.txt: half a minute
