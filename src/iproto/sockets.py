@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import socket
+import struct
 import sys
+import termios
 
 # Seconds without traffic after which the system asks a peer whether it is still
 # there, seconds between two such probes, and probes without an answer after
@@ -98,3 +101,21 @@ class SpareDescriptor:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def unread_bytes(fd: int) -> int:
+    """What the system has received for a socket and nobody has read."""
+    return _ask_socket(fd, termios.FIONREAD)
+
+
+def unacknowledged_bytes(fd: int) -> int:
+    """What the system still has to deliver; 0 where it does not tell (macOS)."""
+    try:
+        return _ask_socket(fd, termios.TIOCOUTQ)
+    except OSError:
+        return 0
+
+
+def _ask_socket(fd: int, question: int) -> int:
+    buffer = fcntl.ioctl(fd, question, b"\0\0\0\0")
+    return int(struct.unpack("i", buffer)[0])

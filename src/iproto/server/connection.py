@@ -18,11 +18,8 @@ destroy replies that the client has not read yet; then it is *closed*.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import socket
-import struct
-import termios
 from typing import TYPE_CHECKING, Protocol
 
 from iproto._fastframe import (
@@ -36,28 +33,19 @@ from iproto._fastframe import (
     IS_FULL,
     ServerFrames,
 )
+from iproto.server import deadlines
+from iproto.server.caller import Caller
+from iproto.server.deadlines import Linger
+from iproto.server.watch import SocketWatch
+from iproto.sockets import unacknowledged_bytes, unread_bytes
 from iproto.wire import HEADER_BYTES, CloseReason
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from typing import Any
 
-    from iproto._fastframe import Call
     from iproto.server.calls import CallTasks
     from iproto.server.hangups import Hangups
-
-# Seconds that a finished connection waits for the client's own close. A client
-# that is there answers a close within a round trip.
-LINGER = 2.0
-
-# Seconds that a drain waits for the first header of a connection that has brought none:
-# by it the client tells whether it understands an announced end. A client that has just
-# connected sends one within a round trip; one that is silent does not hold up a restart.
-HEADER_WAIT = 0.5
-
-# Seconds between the looks at a connection that lingers while the server drains.
-LINGER_LOOK = 0.05
 
 
 class Owner(Protocol):
@@ -98,28 +86,19 @@ class Connection:
     """
 
     __slots__ = (
-        "_call_tasks",
+        "_awaiting_header",
+        "_caller",
         "_closed",
         "_continuing",
         "_draining",
         "_fd",
-        "_finishing",
-        "_flushing",
-        "_hangups",
-        "_linger_until",
+        "_linger",
         "_loop",
         "_owner",
-        "_queue_timer",
-        "_reading",
-        "_reason",
         "_sock",
-        "_starting",
         "_timer",
-        "_unacknowledged",
-        "_watching_hangup",
-        "_writing",
+        "_watch",
         "frames",
-        "tasks",
     )
 
     def __init__(
@@ -136,36 +115,29 @@ class Connection:
         self._sock = sock
         self._fd = sock.fileno()
         self.frames = frames
-        self._call_tasks = call_tasks
-        self._hangups = hangups
         self._loop = loop
-        # Calls of user functions that run as tasks.
-        self.tasks: dict[Call, asyncio.Task[None]] = {}
-        self._starting = False  # start_calls() is at work
-        self._queue_timer: asyncio.TimerHandle | None = None
+        self._caller: Caller | None = None
+        if call_tasks is not None:
+            self._caller = Caller(self, frames, self._fd, call_tasks, loop)
         # What the loop does for us.
-        self._reading = False
-        self._writing = False
-        self._watching_hangup = False
+        self._watch = SocketWatch(self._fd, hangups, loop)
         self._continuing = False  # _continue() is scheduled
-        self._flushing = False  # _flush_turn() is scheduled
         self._timer = loop.call_later(owner.idle_timeout, self._check)
         # The end.
         self._draining = False
-        self._reason: CloseReason | None = None
-        self._finishing = False
-        self._linger_until = 0.0  # on the loop's clock; see also _wait_for_header
-        self._unacknowledged = 0  # bytes of the last replies, when last looked at
+        self._linger: Linger | None = None  # from the last reply on
+        self._awaiting_header = False  # see _wait_for_header
         self._closed = False
         try:
-            self._watch(reading=True)
+            self._watch.set(self, reading=True)
         except BaseException:
             self._timer.cancel()  # which would close what was never open
             raise
 
     # What the loop says.
 
-    def _on_readable(self) -> None:
+    def on_readable(self) -> None:
+        """Requests have arrived, or the end of the stream."""
         try:  # not @_guarded: each request comes by here
             if self.frames.receive(self._fd):
                 self._advance()
@@ -173,14 +145,31 @@ class Connection:
             self._fail(error)
 
     @_guarded
-    def _on_hangup(self) -> None:
+    def on_hangup(self) -> None:
         """The socket was reset while nothing of it was read."""
         self._close(CloseReason.RESET)
 
     @_guarded
-    def _on_writable(self) -> None:
+    def on_writable(self) -> None:
+        """The client's system takes replies again."""
         self.frames.flush(self._fd)
         self._advance()
+
+    # What its calls say.
+
+    @_guarded
+    def on_overdue(self) -> None:
+        """Calls have waited too long."""
+        if self._caller is not None and not self._closed:
+            self._caller.expire()
+            self._caller.flush_soon(now=False)
+
+    @_guarded
+    def on_answers(self) -> None:
+        """The calls that ended in this turn have their answers ready."""
+        if self._caller is not None and not self._closed:
+            self._caller.flush()
+            self._advance()
 
     # What the server says.
 
@@ -193,9 +182,10 @@ class Connection:
         """
         if not (self._draining or self._closed):
             self._draining = True
-            self.frames.drain(_unread_bytes(self._fd))
-            if self._finishing:
-                self._rearm(LINGER_LOOK)
+            self.frames.drain(unread_bytes(self._fd))
+            if self._linger is not None:
+                self._linger.drain()
+                self._rearm(deadlines.LINGER_LOOK)
             self._advance()
 
     @property
@@ -207,14 +197,21 @@ class Connection:
     def is_flushed(self) -> bool:
         """Whether every reply has been taken, and nothing but the client is waited for."""
         return (
-            (self._finishing or (self._draining and self.frames.received < HEADER_BYTES))
+            (self._linger is not None or self._lacks_header)
             and not self.frames.status & HAS_UNSENT
-            and _unacknowledged_bytes(self._fd) == 0
+            and unacknowledged_bytes(self._fd) == 0
         )
+
+    @property
+    def _lacks_header(self) -> bool:
+        """Whether a drain does not know yet what the client understands."""
+        return self._draining and self.frames.received < HEADER_BYTES
 
     def forget(self) -> None:
         """In a child process: the connection is the parent's, and nothing is done here."""
         self._closed = True
+        if self._caller is not None:
+            self._caller.forget()
 
     def abort(self) -> None:
         """Closes at once; what was not sent is lost."""
@@ -227,7 +224,8 @@ class Connection:
         if self._closed:
             return
         if frames.status & HAS_CALLS:
-            self._start_calls()
+            assert self._caller is not None, "frames without functions have no calls"
+            self._caller.start()
             if self._closed:  # by a function that ran
                 return
         status = frames.status
@@ -236,23 +234,23 @@ class Connection:
             self._close(CloseReason.FAILED if frames.close_reason is CloseReason.FAILED else reason)
         elif status & HAS_UNSENT:
             # The client must read before anything more is done for it.
-            self._watch(writing=True)
-        elif self._finishing:
-            self._linger()
+            self._watch.set(self, writing=True)
+        elif self._linger is not None:
+            self._end_writing()
         elif status & HAS_CALLS or (status & HAS_MORE and not status & IS_FULL):
-            self._watch()
+            self._watch.set(self)
             self._continue_soon()
         elif status & HAS_MORE:
-            self._watch(hangup=True)  # until a call of the full queue has started
+            self._watch.set(self, hangup=True)  # until a call of the full queue has started
         elif status & (IS_CLOSING | HAS_ENDED) and frames.unanswered == 0:
-            if self._draining and not status & HAS_ENDED and frames.received < HEADER_BYTES:
+            if self._lacks_header and not status & HAS_ENDED:
                 self._wait_for_header()
             else:
                 self._finish()
         elif status & (IS_CLOSING | HAS_ENDED):
-            self._watch(reading=not status & HAS_ENDED, hangup=bool(status & HAS_ENDED))
+            self._watch.set(self, reading=not status & HAS_ENDED, hangup=bool(status & HAS_ENDED))
         else:
-            self._watch(reading=True)
+            self._watch.set(self, reading=True)
 
     def _continue_soon(self) -> None:
         """Goes on in the next turn of the loop: other connections come first."""
@@ -270,34 +268,32 @@ class Connection:
 
     def _wait_for_header(self) -> None:
         """Drained, and the client has not told yet whether it understands an announced end."""
-        if not self._linger_until:
-            self._linger_until = self._loop.time() + HEADER_WAIT
-            self._rearm(HEADER_WAIT)
-        self._watch(reading=True)
+        if not self._awaiting_header:
+            self._awaiting_header = True
+            self._rearm(deadlines.HEADER_WAIT)
+        self._watch.set(self, reading=True)
 
     def _finish(self) -> None:
         """Everything is answered: sends the last bytes, then closes the write side."""
-        self._finishing = True
-        self._watch()
+        self._linger = Linger(self._fd, self._loop, draining=self._draining)
+        self._watch.set(self)
         self.frames.finish()
         self.frames.flush(self._fd)
         self.frames.close(CloseReason.CLIENT)  # unless it knows another reason
-        self._linger_until = self._loop.time() + LINGER
-        self._unacknowledged = _unacknowledged_bytes(self._fd)
-        self._rearm(LINGER_LOOK if self._draining or self._unacknowledged else LINGER)
+        self._rearm(self._linger.start())
         self._advance()
 
-    def _linger(self) -> None:
+    def _end_writing(self) -> None:
         """Everything is sent; waits for the client to end its side too."""
         if self.frames.status & HAS_ENDED:
             self._close(self.frames.close_reason or CloseReason.CLIENT)
-        elif not self._reading:
+        elif not self._watch.reading:
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError:
                 self._close(CloseReason.RESET)
             else:
-                self._watch(reading=True)
+                self._watch.set(self, reading=True)
 
     def _fail(self, error: Exception) -> None:
         """Closes at once, for a step of ours raised this."""
@@ -310,163 +306,32 @@ class Connection:
         if self._closed:
             return
         self.frames.discard()
-        self._watch()  # before the rest: while it fails, the loop comes back
+        self._watch.set(self)  # before the rest: while it fails, the loop comes back
         self._closed = True
         self._timer.cancel()
-        if self._queue_timer is not None:
-            self._queue_timer.cancel()
-            self._queue_timer = None
         self._sock.close()
         try:
-            if self._call_tasks is not None:
-                self._call_tasks.cancel(self)
+            if self._caller is not None:
+                self._caller.close()
         finally:
             self._owner.closed(self, reason)
 
-    # Calls of user functions.
-
-    def _start_calls(self) -> None:
-        """Starts calls that wait; those that must wait on are looked at when they are overdue."""
-        self._starting = True
-        try:
-            self.frames.start_calls(self._start_task)
-        finally:
-            self._starting = False
-        if not self._closed:
-            self.frames.flush(self._fd)
-            self._expire_calls()
-
-    def _start_task(self, call: Call, arguments: tuple[Any, ...]) -> None:
-        assert self._call_tasks is not None, "frames without functions have no calls"
-        self._call_tasks.start(self, call, arguments)
-
-    def _expire_calls(self) -> None:
-        """Answers calls that waited too long; looks again when the next one will have."""
-        if self._queue_timer is not None:
-            self._queue_timer.cancel()
-            self._queue_timer = None
-        left = self.frames.expire_calls()
-        if left:
-            self._queue_timer = self._loop.call_later(left, self._on_overdue)
-
-    @_guarded
-    def _on_overdue(self) -> None:
-        self._expire_calls()
-        self.flush_soon(now=False)
-
-    def flush_soon(self, *, now: bool) -> None:
-        """An answer waits to be sent: those of one turn leave together.
-
-        Args:
-            now: whether so much waits that the turn's end is too late.
-        """
-        if self._closed or self._starting:
-            return
-        if now:
-            self.frames.flush(self._fd)
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush_turn)
-
-    @_guarded
-    def _flush_turn(self) -> None:
-        self._flushing = False
-        if not self._closed:
-            self.frames.flush(self._fd)
-            self._advance()
-
-    # What the loop watches.
-
-    def _watch(self, *, reading: bool = False, writing: bool = False, hangup: bool = False) -> None:
-        if hangup != self._watching_hangup:
-            self._watching_hangup = hangup
-            if hangup:
-                self._hangups.watch(self._fd, self._on_hangup)
-            else:
-                self._hangups.unwatch(self._fd)
-        if reading != self._reading:
-            # Each is noted so that a failure leaves it to be removed.
-            if reading:
-                self._reading = True
-                self.frames.touch()
-                self._loop.add_reader(self._fd, self._on_readable)
-            else:
-                self._loop.remove_reader(self._fd)
-                self._reading = False
-        if writing != self._writing:
-            if writing:
-                self._writing = True
-                self._loop.add_writer(self._fd, self._on_writable)
-            else:
-                self._loop.remove_writer(self._fd)
-                self._writing = False
-
-    # Time. One timer a connection, which looks when it fires how much time is
-    # really left: no request ever touches it.
+    # One timer a connection, which looks when it fires how much time is really left: no
+    # request ever touches it.
 
     @_guarded
     def _check(self) -> None:
-        if self._linger_until and not self._finishing:
+        if self._awaiting_header and self._linger is None:
             self._finish()  # no header came
             return
-        left, reason = self._time_left()
+        left, reason = deadlines.time_left(
+            self.frames, self._owner.idle_timeout, self._linger, reading=self._watch.reading
+        )
         if left > 0:
             self._rearm(left)
         else:
             self._close(reason)
 
-    def _time_left(self) -> tuple[float, CloseReason]:
-        """Seconds until the connection is overdue, and what it then is."""
-        frames = self.frames
-        allowed = self._owner.idle_timeout
-        left = allowed - frames.quiet_seconds()
-        if frames.status & HAS_UNSENT:
-            return left, CloseReason.SLOW_READER
-        if self._finishing:
-            return self._linger_left(), frames.close_reason or CloseReason.CLIENT
-        if frames.unanswered:
-            return allowed, CloseReason.IDLE  # it is the client that waits
-        partial = frames.partial_seconds()
-        if partial and self._reading:
-            return allowed - partial, CloseReason.INCOMPLETE_FRAME
-        return left, CloseReason.IDLE
-
-    def _linger_left(self) -> float:
-        """Seconds to wait for the client's own close.
-
-        None is over while the client's system takes what is left of the
-        replies, for closing could reset the connection and destroy them. While
-        the server drains, none is left once the last byte is acknowledged: a
-        client that is idle may not look at its socket for hours.
-        """
-        now = self._loop.time()
-        waiting = _unacknowledged_bytes(self._fd)
-        if waiting < self._unacknowledged:
-            self._linger_until = now + LINGER
-        self._unacknowledged = waiting
-        if waiting == 0 and self._draining:
-            return 0.0
-        left = self._linger_until - now
-        return min(LINGER_LOOK, left) if self._draining or waiting else left
-
     def _rearm(self, seconds: float) -> None:
         self._timer.cancel()
         self._timer = self._loop.call_later(seconds, self._check)
-
-
-def _unread_bytes(fd: int) -> int:
-    """What the system has received for a socket and we have not read."""
-    return _ask_socket(fd, termios.FIONREAD)
-
-
-def _unacknowledged_bytes(fd: int) -> int:
-    """What the system still has to deliver; 0 where it does not tell (macOS)."""
-    try:
-        return _ask_socket(fd, termios.TIOCOUTQ)
-    except OSError:
-        return 0
-
-
-def _ask_socket(fd: int, question: int) -> int:
-    buffer = fcntl.ioctl(fd, question, b"\0\0\0\0")
-    return int(struct.unpack("i", buffer)[0])
