@@ -183,6 +183,9 @@ def sizes(schema: Schema) -> list[str]:
         f"RESERVED_FUNC_IDS = range(0x{found['reserved_first']:08X}, "
         f"0x{found['reserved_last'] + 1:08X})",
         '"""Kept for built-in functions; no user function may have one of these."""',
+        "",
+        f"DESCRIBE_FUNCTIONS = 0x{found['describe_functions']:08X}",
+        '"""Answers what user functions there are, where the server lets it."""',
     ]
 
 

@@ -7,19 +7,16 @@ here knows of sockets.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeAlias, TypeVar
 
-import msgpack
-
-from iproto.errors import ConfigError, Error, FunctionTimeoutError, InternalError
+from iproto.direct import call_without_server
+from iproto.errors import ConfigError, Error
 from iproto.function import ErrorReply, Function
-from iproto.results import pack
 from iproto.threads import Threads
-from iproto.wire import RESERVED_FUNC_IDS, FuncID, ReturnCode
+from iproto.wire import RESERVED_FUNC_IDS, FuncID
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 
@@ -27,7 +24,11 @@ Lifespan: TypeAlias = "Callable[[App], AbstractAsyncContextManager[Any]]"
 """Takes the app, and returns an async context manager; see :class:`App`."""
 
 # What metrics call the built-in functions, and those without a row of their own.
-_RESERVED_NAMES = {func_id.name for func_id in FuncID} | {"unknown", "other"}
+_RESERVED_NAMES = {func_id.name for func_id in FuncID} | {
+    "DESCRIBE_FUNCTIONS",
+    "unknown",
+    "other",
+}
 
 _NO_STATE = object()
 
@@ -233,27 +234,7 @@ class App:
                 the function is the ``__cause__``.
             KeyError: no such function.
         """
-        found = self._find(function)
-        try:
-            values = _reader(found).arguments(pack(list(arguments)))
-            result = found.call(*values)
-            if found.is_async:
-                result = await _within(result, found)
-            return msgpack.unpackb(found.pack(result), timestamp=3, strict_map_key=False)
-        except Exception as error:
-            told = found.as_error(error)
-            if told is error and isinstance(error, Error):
-                raise
-            if isinstance(told, Error):
-                raise told from error
-            raise InternalError(f"{found.name} failed") from error
-
-    def _find(self, function: int | str) -> Function:
-        for found in self._functions.values():
-            if function in (found.func_id, found.name):
-                return found
-        names = ", ".join(f"{one.name} ({one.func_id:#010x})" for one in self._functions.values())
-        raise KeyError(f"no function {function!r}; there are: {names or 'none'}")
+        return await call_without_server(self._functions, function, arguments)
 
     def _add(self, function: Function) -> None:
         self._check_func_id(function.func_id, function.name)
@@ -285,38 +266,3 @@ class App:
                 f"the name {label!r} is taken, and metrics could not tell the two apart; "
                 "give another: @app.function(func_id, name=...)"
             )
-
-
-def _reader(function: Function) -> Any:
-    """What reads a function's body, as a server does."""
-    from iproto._fastframe import FIRST_USER_ROW, MAX_DEPTH_CEILING, UserFunction
-
-    read = function.arguments
-    return UserFunction(
-        function.func_id,
-        FIRST_USER_ROW,
-        function.name,
-        function.call,
-        read.decoders,
-        read.least,
-        read.refuse,
-        function.pack,
-        lambda error: (ReturnCode.INTERNAL, b""),
-        is_async=function.is_async,
-        timeout=None,
-        counted=read.counted,
-        max_objects=2**32 - 1,
-        max_depth=MAX_DEPTH_CEILING,
-    )
-
-
-async def _within(call: Coroutine[Any, Any, Any], function: Function) -> Any:
-    """The result of an async call, within the function's time-out."""
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait({task}, timeout=function.timeout)
-    finally:
-        late = task.cancel()
-    if late:
-        raise FunctionTimeoutError(f"{function.name} ran for its limit of {function.timeout} s")
-    return task.result()

@@ -42,7 +42,17 @@ class Function:
             or the time-out is none.
     """
 
-    __slots__ = ("arguments", "call", "errors", "func_id", "is_async", "name", "pack", "timeout")
+    __slots__ = (
+        "arguments",
+        "call",
+        "errors",
+        "func_id",
+        "is_async",
+        "name",
+        "pack",
+        "signature",
+        "timeout",
+    )
 
     def __init__(
         self,
@@ -69,7 +79,7 @@ class Function:
                 "over 0 and at most 86400, and only an 'async def', or a function with "
                 "thread=True, can have one"
             )
-        signature = _signature(call, name)
+        self.signature = signature = _signature(call, name)
         parameters = _positional_parameters(signature, call, name)
         self.arguments = Arguments(
             name,

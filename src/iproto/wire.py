@@ -34,6 +34,9 @@ SLOT_BYTES = 256
 
 RESERVED_FUNC_IDS = range(0x0000FF00, 0x00010000)
 """Kept for built-in functions; no user function may have one of these."""
+
+DESCRIBE_FUNCTIONS = 0x0000FF02
+"""Answers what user functions there are, where the server lets it."""
 # end of sizes
 
 

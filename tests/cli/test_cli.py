@@ -159,7 +159,7 @@ def test_a_refusal_is_exit_code_1_and_says_why(served: Served) -> None:
     [
         (("read",), "INDEX"),
         (("read", "x"), "invalid int value: 'x'"),
-        (("call", "zz"), "is no function number"),
+        (("call", "0zz"), "is no function number"),
         (("call", "1", "text"), "a string needs quotes of its own"),
         (("state", "frozen"), "frozen"),
         (("read", "0", "--url", "http://x"), "http"),

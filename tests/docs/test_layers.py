@@ -39,11 +39,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "server": (*GROUND, "_fastframe", "app", "storage", "metrics"),
     "workers": (*GROUND, "_fastframe", "storage", "metrics", "server"),
     "bench": (*GROUND, "_fastframe", "client"),
-    "cli": (*GROUND, "storage", "client", "server", "workers", "bench"),
+    "cli": (*GROUND, "app", "storage", "client", "server", "workers", "bench"),
 }
 """Room → the rooms that it may import, beside itself."""
 
-ROOM_OF = {"arguments": "app", "function": "app", "threads": "app"}
+ROOM_OF = dict.fromkeys(("arguments", "describe", "direct", "function", "threads"), "app")
 """Modules that share a room with another one."""
 
 FOR_USERS = ("iproto", "__main__")

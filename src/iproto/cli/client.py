@@ -7,7 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from iproto.cli.options import add_command, add_server_options, func_id, json_value
+from iproto.cli.functions import arguments_for, find_function, json_argument
+from iproto.cli.options import add_command, add_server_options, func_id
 from iproto.cli.output import EXIT_OK, print_json
 from iproto.errors import (
     ConfigError,
@@ -84,10 +85,21 @@ def add_client_commands(commands: Commands) -> None:
         "call",
         _call,
         "call any function: JSON in, JSON out",
-        "  iproto call 0x00030001 '\"ab\"' 3\n  iproto call 0x00020002 7",
+        "  iproto call 0x00030001 '\"ab\"' 3\n  iproto call repeat ab 3\n"
+        "  iproto call 0x00020002 7",
     )
-    call.add_argument("func_id", type=func_id, metavar="FUNC_ID", help="0x00030001, or decimal")
-    call.add_argument("arguments", nargs="*", type=json_value, metavar="ARG", help="a JSON value")
+    call.add_argument(
+        "function",
+        type=func_id,
+        metavar="FUNCTION",
+        help="0x00030001, decimal, or the name, which is looked up at the server",
+    )
+    call.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="ARG",
+        help="a JSON value; after a name, what a function takes as text needs no quotes",
+    )
 
     for command in (read, replace, state, ping, call):
         add_server_options(command)
@@ -187,6 +199,13 @@ def _ping(options: argparse.Namespace) -> int:
 
 
 def _call(options: argparse.Namespace) -> int:
+    func_id: int | str = options.function
+    texts: list[str] = options.arguments
+    # Before connecting: they may be no JSON.
+    arguments = [json_argument(text) for text in texts] if isinstance(func_id, int) else []
     with _client(options) as client:
-        print_json(client.call(options.func_id, *options.arguments))
+        if isinstance(func_id, str):
+            described = find_function(client, func_id)
+            func_id, arguments = int(described["func_id"]), arguments_for(described, texts)
+        print_json(client.call(func_id, *arguments))
     return EXIT_OK

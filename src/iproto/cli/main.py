@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from iproto._version import __version__
 from iproto.cli.bench import add_bench
 from iproto.cli.client import add_client_commands
+from iproto.cli.functions import add_functions
 from iproto.cli.options import command_first
 from iproto.cli.output import (
     EXIT_BAD_ANSWER,
@@ -83,6 +84,7 @@ def parse(command_line: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_serve(commands)
     add_client_commands(commands)
+    add_functions(commands)
     add_check(commands)
     add_bench(commands)
     return parser.parse_args(command_first(command_line, commands))

@@ -83,14 +83,16 @@ def command_first(command_line: Sequence[str], commands: Commands) -> list[str]:
     return [command_line[at], *command_line[:at], *command_line[at + 1 :]]
 
 
-def func_id(text: str) -> int:
-    """Reads the number of a function."""
+def func_id(text: str) -> int | str:
+    """Reads the number of a function; what does not begin with a digit is its name."""
     try:
         return int(text, 0)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no function number; give it like 0x00030001 or 196609"
-        ) from None
+        if text[:1].isdigit() or not text:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no function number; give it like 0x00030001 or 196609"
+            ) from None
+        return text
 
 
 def json_value(text: str) -> Any:

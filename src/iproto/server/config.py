@@ -60,6 +60,8 @@ class Config:
         dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
         idle_timeout: seconds, over 0 and at most 86400.
         max_body: bytes, 1024..2**30.
+        describe_functions: ``"on"`` or ``"off"``: whether clients may ask for the
+            names, signatures, docs and schemas of user functions.
         max_objects: MsgPack objects in a body of a user function, 1..2**30; a body
             over it is refused before anything is built of it.
         max_depth: arrays and maps within one another in such a body, 1..512.
@@ -122,6 +124,11 @@ class Config:
         64,
         "arrays and maps within one another in one body for a function of your own",
         metavar="N",
+    )
+    describe_functions: str = _setting(
+        "on",
+        "whether clients may ask for the names, signatures and docs of your own functions",
+        choices=("on", "off"),
     )
     max_calls_per_connection: int = _setting(
         64,

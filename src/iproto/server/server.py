@@ -15,6 +15,7 @@ from iproto.server.connections import Connections
 from iproto.server.heartbeat import Heartbeat
 from iproto.server.lifespan import Lifespan
 from iproto.server.repeats import Repeats
+from iproto.wire import DESCRIBE_FUNCTIONS
 from iproto.words import counted
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Server:
             "serving %s (dialect %s, %s)%s",
             ", ".join(map(str, self.addresses)),
             self.config.dialect,
-            counted(len(functions), "user function"),
+            counted(len(functions.keys() - {DESCRIBE_FUNCTIONS}), "user function"),
             f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
         )
 
@@ -177,12 +178,16 @@ class Server:
         if self._app is None:
             return {}
         from iproto.server.calls import callee_of  # msgspec is only for these
+        from iproto.server.introspection import describing_function
 
+        functions = list(self._app.functions.values())
+        if functions and self.config.describe_functions == "on":
+            functions.append(describing_function(functions))
         return {
-            func_id: callee_of(
+            function.func_id: callee_of(
                 function, self.storage.row_for(function.name), self.config, self._function_errors
             )
-            for func_id, function in self._app.functions.items()
+            for function in functions
         }
 
     # Listening sockets of other workers.
