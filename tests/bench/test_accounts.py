@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import iproto
 from iproto import FuncID
+from iproto.bench.batches import Dealer
 from iproto.bench.latency import Latency
-from iproto.bench.workload import Dealer
 from tests.helpers.bench import COMMAND, bench, report, requests
 from tests.helpers.harness import PATIENCE, serving
 
@@ -38,7 +38,7 @@ def test_every_request_is_answered_and_none_is_wrong() -> None:
             "wrong": 0,
             "doubled": 0,
             "lost": 0,
-            "handed_back": 0,
+            "resent": 0,
             "unsent": 0,
         }
         # And the server counts the same, but for the look at the slots before.

@@ -17,6 +17,8 @@ from iproto import FuncID
 from tests.helpers.bench import COMMAND, checked, requests, started
 from tests.helpers.frame_server import FrameServer
 from tests.helpers.harness import PATIENCE, children, serve_process, serving, wait_until
+from tests.helpers.metrics import value
+from tests.helpers.workers import scrape
 
 if TYPE_CHECKING:
     import socket
@@ -168,11 +170,15 @@ def test_a_rolling_restart_under_load_loses_nothing() -> None:
     with serve_process("--workers", "2") as running:
         url = f"iproto://{running.addresses[0]}"
         with started(url, "--mix", "read,write", "--connections", "16") as process:
+            wait_until(lambda: value(scrape(running), "active_connections") >= 16)
             running.process.send_signal(signal.SIGHUP)
             running.wait_for("restarted$")
             process.send_signal(signal.SIGINT)
             text, errors = process.communicate(timeout=PATIENCE)
         assert errors == ""
-        counts = checked(text)["requests"]
+        found = checked(text)
+        counts = found["requests"]
         assert (counts["lost"], counts["doubled"], counts["wrong"]) == (0, 0, 0)
         assert counts["refused"] == {}
+        assert found["problems"] == []
+        assert found["reconnects"] >= 16

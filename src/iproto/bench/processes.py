@@ -1,8 +1,8 @@
 """The processes of a load test: fresh interpreters, so that each can have a core to itself.
 
-Each runs a :class:`~iproto.bench.load.Load`. The one that started them tells them when
-to begin, shows how far they are, and adds up their accounts. Over a pipe to each
-go its plan, a word to begin and one to stop; from each come what ``_Said`` lists.
+Each runs a :class:`~iproto.bench.load.Load`. The process that started them begins the load
+of all at once, shows their progress, and adds up their accounts. Over a pipe to each
+go its plan, a message to begin and one to stop; back come the messages of ``_Report``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STOP = "stop"
 _END_WAIT = 5.0
 
 
-class _Said(enum.Enum):
+class _Report(enum.Enum):
     CONNECTED = enum.auto()  # with nothing
     PROGRESS = enum.auto()  # with the number of replies so far
     FAILED = enum.auto()  # with the reason: it could not connect
@@ -89,8 +89,8 @@ class LoadProcesses:
         try:
             self._start(plans)
             for pipe in self._pipes:
-                self._expect(pipe, _Said.CONNECTED)
-            self._tell(_BEGIN)
+                self._expect(pipe, _Report.CONNECTED)
+            self._send_all(_BEGIN)
             return self._follow(plans[0].duration)
         finally:
             self._end()
@@ -115,12 +115,12 @@ class LoadProcesses:
             for pipe, plan in zip(self._pipes, plans, strict=True):
                 _send(pipe, plan)
             if self.signalled:  # already
-                self._tell(_STOP)
+                self._send_all(_STOP)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _end(self) -> None:
-        self._tell(_STOP)
+        self._send_all(_STOP)
         deadline = monotonic() + _END_WAIT
         for process in self._processes:
             process.join(max(0.0, deadline - monotonic()))
@@ -131,23 +131,23 @@ class LoadProcesses:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self.signalled = self.signalled or number
-        self._tell(_STOP)
+        self._send_all(_STOP)
 
-    def _tell(self, word: str) -> None:
+    def _send_all(self, message: str) -> None:
         for pipe in self._pipes:
-            _send(pipe, word)
+            _send(pipe, message)
 
-    def _expect(self, pipe: Connection, wanted: _Said) -> Any:
-        """Receives what a process says next but one of these words."""
+    def _expect(self, pipe: Connection, wanted: _Report) -> Any:
+        """Receives the next report of a process; returns what is in it if it is the wanted one."""
         try:
-            said, what = pipe.recv()
+            report, content = pipe.recv()
         except (EOFError, OSError):
             raise IprotoError("a process of the load died; the test is void") from None
-        if said is _Said.FAILED:
-            raise ConnectError(what)
-        if said is _Said.PROGRESS:
-            self._answered[pipe] = what
-        return what if said is wanted else None
+        if report is _Report.FAILED:
+            raise ConnectError(content)
+        if report is _Report.PROGRESS:
+            self._answered[pipe] = content
+        return content if report is wanted else None
 
     def _follow(self, duration: float) -> Outcome:
         total = Outcome()
@@ -155,9 +155,9 @@ class LoadProcesses:
         with _progress_bar(duration) as show:
             begun = monotonic()
             while running:
-                heard = wait(running)
-                for pipe in [pipe for pipe in self._pipes if pipe in heard]:
-                    outcome = self._expect(pipe, _Said.DONE)
+                ready = wait(running)
+                for pipe in [pipe for pipe in self._pipes if pipe in ready]:
+                    outcome = self._expect(pipe, _Report.DONE)
                     if outcome is not None:
                         running.discard(pipe)
                         total.add(outcome)
@@ -167,7 +167,7 @@ class LoadProcesses:
 
 @contextmanager
 def _progress_bar(duration: float) -> Iterator[Callable[[float, int], None]]:
-    """On standard error, if that is a terminal; told seconds gone and replies so far."""
+    """A bar on standard error, if that is a terminal; called with seconds and replies so far."""
     from tqdm import tqdm  # here, for no other command needs it
 
     form = "{percentage:3.0f}%|{bar}|{postfix}"
@@ -182,27 +182,27 @@ def _progress_bar(duration: float) -> Iterator[Callable[[float, int], None]]:
         yield show
 
 
-def _send(pipe: Connection, word: Any) -> None:
-    with suppress(OSError):  # the other process died, which receiving from it tells
-        pipe.send(word)
+def _send(pipe: Connection, message: Any) -> None:
+    with suppress(OSError):  # the other process died; receiving from it finds that out
+        pipe.send(message)
 
 
 def _work(pipe: Connection) -> None:
-    """What one process does."""
-    with suppress(EOFError, ConnectionError):  # nobody is there any more who wants to know
+    """The main function of a process of the load."""
+    with suppress(EOFError, ConnectionError):  # nobody waits for the outcome any more
         plan = pipe.recv()
         try:
-            load = Load(plan, lambda answered: _send(pipe, (_Said.PROGRESS, answered)), pipe)
+            load = Load(plan, lambda answered: _send(pipe, (_Report.PROGRESS, answered)), pipe)
         except OSError as error:
-            pipe.send((_Said.FAILED, f"cannot load the server: {reason_of(error)}"))
+            pipe.send((_Report.FAILED, f"cannot load the server: {reason_of(error)}"))
             return
         with closing(load):
             try:
                 load.connect()
             except ConnectError as error:
-                pipe.send((_Said.FAILED, error.args[0]))
+                pipe.send((_Report.FAILED, error.args[0]))
                 return
-            pipe.send((_Said.CONNECTED, None))
+            pipe.send((_Report.CONNECTED, None))
             if not load.stops and pipe.recv() == _BEGIN:
                 load.run()
-            pipe.send((_Said.DONE, load.outcome))
+            pipe.send((_Report.DONE, load.outcome))

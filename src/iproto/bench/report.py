@@ -51,7 +51,7 @@ def as_dict(settings: Settings, outcome: Outcome) -> dict[str, Any]:
             "wrong": outcome.wrong,
             "doubled": outcome.doubled,
             "lost": outcome.lost,
-            "handed_back": outcome.handed_back,
+            "resent": outcome.resent,
             "unsent": outcome.unsent,
         },
         "latency_ms": None  # not 0: nobody was served at once
@@ -86,13 +86,13 @@ def as_text(settings: Settings, outcome: Outcome) -> str:
     ]
     if outcome.reconnects:
         lines.append(
-            f"ended      {outcome.reconnects:,} connections; {outcome.handed_back:,} requests "
-            "were handed back by an orderly end"
+            f"ended      {outcome.reconnects:,} connections; {outcome.resent:,} requests "
+            "were sent again after announced ends"
         )
     if outcome.unsent:
         lines.append(f"unsent     {outcome.unsent:,} were due, but could not be sent")
     lines += [f"problem    {problem}" for problem in outcome.problems]
-    lines += [f"generator  {said}" for said in _on_generator(settings, outcome)]
+    lines += [f"generator  {line}" for line in _on_generator(settings, outcome)]
     return "\n".join(lines)
 
 
@@ -101,11 +101,11 @@ def _on_generator(settings: Settings, outcome: Outcome) -> list[str]:
     more = "use more --processes, on cores that the server does not need"
     if settings.rate is None:
         busy = _busy(settings, outcome)
-        said = f"busy {busy:.0%} of the time"
-        return [f"{said}: the server may do more than this; {more}" if busy >= _BUSY else said]
+        line = f"busy {busy:.0%} of the time"
+        return [f"{line}: the server may do more than this; {more}" if busy >= _BUSY else line]
     share = outcome.late / max(1, outcome.sent + outcome.unsent)
-    said = f"{share:.2%} of the requests over 1 ms late"
-    return [f"{said}: it could not keep the rate; {more}" if share >= _LATE else said]
+    line = f"{share:.2%} of the requests over 1 ms late"
+    return [f"{line}: it could not keep the rate; {more}" if share >= _LATE else line]
 
 
 def _busy(settings: Settings, outcome: Outcome) -> float:

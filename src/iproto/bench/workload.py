@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 KINDS = ("read", "write", "ping", "call")
 
-# Slots are drawn before the load begins, and used in this order again and again.
-_DRAWN = 1 << 16
 _PROBLEMS_KEPT = 5
 
 
@@ -56,16 +53,16 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """What became of the requests: each was answered, lost, or handed back.
+    """What became of the requests: each was answered or lost.
 
     Args:
-        sent: requests.
+        sent: requests, each once, however often it was sent again.
         answered: with whatever return code.
         in_time: of these, within the duration.
         refused: return code, but 0 → replies.
-        lost: not answered when the connection broke, or in time at the end.
-        handed_back: not answered when the server ended the connection in good
-            order: it had not begun with them.
+        lost: not answered when the connection ended, or in time at the end.
+        resent: requests sent again, for the server had announced its end, and so that
+            it would not execute them.
         wrong: replies with another content than the slot's, or against the protocol.
         doubled: replies to requests that had one already.
         unsent: due in an open loop, but never sent: the connections had no room.
@@ -83,7 +80,7 @@ class Outcome:
     in_time: int = 0
     refused: dict[int, int] = field(default_factory=dict)
     lost: int = 0
-    handed_back: int = 0
+    resent: int = 0
     wrong: int = 0
     doubled: int = 0
     unsent: int = 0
@@ -100,7 +97,7 @@ class Outcome:
         self.answered += other.answered
         self.in_time += other.in_time
         self.lost += other.lost
-        self.handed_back += other.handed_back
+        self.resent += other.resent
         self.wrong += other.wrong
         self.doubled += other.doubled
         self.unsent += other.unsent
@@ -121,71 +118,7 @@ class Outcome:
     def note(self, problem: str) -> None:
         """Keeps a problem in words, if it is new and among the first."""
         if len(self.problems) < _PROBLEMS_KEPT:
-            # The server's own words may be in it: one line, whatever they are.
+            # It may hold a text of the server: one line, whatever that is.
             shown = "".join(c if c.isprintable() else " " for c in problem)
             if shown not in self.problems:
                 self.problems.append(shown)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Requests that the codec gives back together when all are answered.
-
-    Args:
-        count: requests.
-        since: times from which latencies count: one for each, or one for all.
-        expected: what the replies must bring; None where nothing is compared.
-    """
-
-    count: int
-    since: tuple[float, ...]
-    expected: list[bytes] | None = None
-
-
-class Dealer:
-    """Deals out requests by the mix, and the slots that they are for.
-
-    Args:
-        mix: see :class:`Plan`.
-        contents: see :class:`Plan`.
-    """
-
-    def __init__(self, mix: Mapping[str, float], contents: Mapping[int, bytes]) -> None:
-        self._mix = dict(mix)
-        self._last = next(reversed(self._mix))
-        self._owed = dict.fromkeys(self._mix, 0.0)
-        slots = list(contents)
-        self._indexes = random.choices(slots, k=_DRAWN) if slots else []
-        self._contents = [contents[index] for index in self._indexes]
-        self._items: list[tuple[int, str | bytes]] = list(
-            zip(self._indexes, self._contents, strict=True)
-        )
-        self._at = 0
-
-    def kinds(self, count: int) -> list[tuple[str, int]]:
-        """How many of each kind the next so many requests are; true to the mix in the long run."""
-        dealt = []
-        left = count
-        for kind, share in self._mix.items():
-            owed = self._owed[kind] + count * share
-            number = left if kind == self._last else min(left, max(0, int(owed)))
-            self._owed[kind] = owed - number
-            left -= number
-            if number:
-                dealt.append((kind, number))
-        return dealt
-
-    def reads(self, count: int) -> tuple[list[int], list[bytes]]:
-        """Slots to read, and what they hold; at most 65536 at once."""
-        at = self._advance(count)
-        return self._indexes[at : at + count], self._contents[at : at + count]
-
-    def writes(self, count: int) -> list[tuple[int, str | bytes]]:
-        """Slots to write, and what; at most 65536 at once."""
-        at = self._advance(count)
-        return self._items[at : at + count]
-
-    def _advance(self, count: int) -> int:
-        at = self._at if self._at + count <= _DRAWN else 0
-        self._at = at + count
-        return at
