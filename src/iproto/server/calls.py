@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from iproto._fastframe import UserFunction
 from iproto.errors import Error, FunctionTimeoutError
@@ -22,7 +22,6 @@ from iproto.wire import ReturnCode
 if TYPE_CHECKING:
     from iproto._fastframe import Call, ServerFrames
     from iproto.function import Function
-    from iproto.server.caller import Caller
     from iproto.server.config import Config
     from iproto.server.repeats import Repeats
 
@@ -84,6 +83,15 @@ def failure(function: Function, failures: Repeats, error: BaseException) -> tupl
         exc_info=error,
     )
     return ReturnCode.INTERNAL, pack(f"{function.name} failed; the server's log has the details")
+
+
+class Caller(Protocol):
+    """What a call needs of its connection: see caller.py."""
+
+    frames: ServerFrames
+    tasks: dict[Call, asyncio.Task[None]]
+
+    def flush_soon(self, *, now: bool) -> None: ...
 
 
 class CallTasks:
