@@ -39,6 +39,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "server": (*GROUND, "_fastframe", "app", "storage", "metrics"),
     "workers": (*GROUND, "_fastframe", "storage", "metrics", "server"),
     "bench": (*GROUND, "_fastframe", "client"),
+    "testing": (*GROUND, "_fastframe", "app", "client", "server"),
     "cli": (*GROUND, "app", "storage", "client", "server", "workers", "bench"),
 }
 """Room → the rooms that it may import, beside itself."""
