@@ -96,20 +96,26 @@ cdef list sums(uint64_t* words, int count, uint32_t first, uint32_t last):
     return totals
 
 
+cdef uint64_t open_connections(worker_t* area) noexcept:
+    """How many connections a worker has open, which may count on meanwhile."""
+    cdef uint64_t closed = 0
+    cdef int reason
+    for reason in range(REASONS):
+        closed += load_counter(&area.closed[reason])
+    cdef uint64_t opened = load_counter(&area.opened)  # after `closed`: never fewer
+    return opened - closed
+
+
 cdef bint recover_area(handle_t* h, uint32_t index) except -1:
     """Frees the lock if this worker, which is dead, held it; counts its connections as closed."""
     cdef worker_t* area = &h.areas[index]
     cdef bint held = load_relaxed(&h.readers[index].readers) != 0
-    cdef uint64_t closed = 0
     cdef int killed = CloseReason.KILLED
-    cdef int reason
     store_release(&h.readers[index].readers, 0)
     h.readers[index].gave_up = 0
     held = release_if_owner(&h.store.lock.writer, 1 + index) or held
     release_if_owner(&h.store.lock.turn, 1 + index)
-    for reason in range(REASONS):
-        closed += area.closed[reason]
-    area.closed[killed] += area.opened - closed
+    area.closed[killed] += open_connections(area)
     area.tasks = 0
     area.alive_ns = 0
     return held

@@ -60,11 +60,12 @@ cdef class ServerFrames:
     # The first header that came, and whether the client has the mark of those that
     # understand a SHUTDOWN which they did not ask for.
     cdef uint8_t[HEADER_BYTES] first_header
-    cdef bint knows_shutdown
+    cdef readonly bint knows_shutdown
     # Bytes received in all, and how many there will be when a drain is done.
     cdef readonly uint64_t received
     cdef uint64_t drain_at
     cdef bint draining
+    cdef object drain_reason
     # Of the chunk being executed: built-in frames by row, replies, clock.
     cdef Done done
     cdef uint8_t* out
@@ -254,7 +255,7 @@ cdef class ServerFrames:
         observe(self.me, &self.done, clock_ns() - self.arrived)
         self.me.bytes_out += built
         if self.draining and self.received >= self.drain_at and not self.status & (MORE | CLOSING):
-            begin_close(self, CloseReason.DRAIN)
+            begin_close(self, self.drain_reason)
             used[0] = size
         return built
 
@@ -303,13 +304,19 @@ cdef class ServerFrames:
         """The connection is gone: drops all that waits, in and out. No call starts any more."""
         drop_all(self)
 
-    def drain(self, uint64_t unread):
-        """Closes once so many more bytes have been received and executed."""
+    def drain(self, uint64_t unread, reason=CloseReason.DRAIN):
+        """Closes once so many more bytes have been received and executed.
+
+        Args:
+            unread: how many.
+            reason: of the close.
+        """
         forbid_reentry(self.busy)
         self.draining = True
+        self.drain_reason = CloseReason(reason)
         self.drain_at = self.received + unread
         if unread == 0 and not self.status & (MORE | CLOSING):
-            self.close(CloseReason.DRAIN)
+            self.close(self.drain_reason)
 
     def finish(self):
         """Everything is answered: puts the last bytes, a SHUTDOWN or none, behind it.
@@ -319,7 +326,7 @@ cdef class ServerFrames:
         Raises:
             MemoryError: they are not behind it.
         """
-        if self.close_reason == CloseReason.DRAIN and self.knows_shutdown:
+        if self.knows_shutdown and self.draining and self.close_reason is self.drain_reason:
             announce_end(self)
         append(&self.output, <const uint8_t*>PyBytes_AS_STRING(self.final_bytes),
                PyBytes_GET_SIZE(self.final_bytes))

@@ -268,6 +268,10 @@ cdef class Storage:
         cdef uint64_t alive = load_counter(&self.handle.areas[self._area(worker)].alive_ns)
         return (clock_ns() - alive) / 1e9 if alive else 0.0
 
+    def connections(self, worker):
+        """How many connections a worker has open."""
+        return open_connections(&self.handle.areas[self._area(worker)])
+
     def counters(self, worker=None):
         """The counters of a worker, or the sums of all, as a dict of numbers and lists.
 

@@ -183,6 +183,10 @@ class CloseReason(enum.IntEnum):
     """An error came up within the server, out of memory most likely; the log says which."""
     REFUSED = 11
     """Few file descriptors were left, and it was closed at once."""
+    BALANCED = 12
+    """Its worker had more connections than the others, and its client was told to come back."""
+    AGED = 13
+    """It was open for ``--max-connection-age``."""
     # end of close reasons
 
 

@@ -33,6 +33,7 @@ class Acceptor:
     Args:
         open_connection: takes a socket, accepted, non-blocking and tuned. What it raises
             ends that socket and no more.
+        count_open: how many connections are open.
         storage: counts the connections that are refused.
         repeats: writes to the log what goes wrong.
     """
@@ -40,11 +41,15 @@ class Acceptor:
     def __init__(
         self,
         open_connection: Callable[[socket.socket], None],
+        count_open: Callable[[], int],
         storage: Storage,
         repeats: Repeats,
     ) -> None:
         self.sockets: list[socket.socket] = []
         self._open_connection = open_connection
+        self._count_open = count_open
+        self._most: int | None = None
+        self._paused = False  # for so many are open
         self._storage = storage
         self._repeats = repeats
         self._inherited = False
@@ -77,20 +82,37 @@ class Acceptor:
         for listener in self.sockets:
             self._watch(listener)
 
-    def join(self, more: Iterable[socket.socket]) -> None:
-        """Accepts at further listening sockets, until ``leave``."""
-        for listener in more:
-            if listener not in self.sockets:
-                self.sockets.append(listener)
+    def accept_at(self, sockets: Iterable[socket.socket], most: int | None) -> None:
+        """Accepts at these inherited sockets and at no others, which stay open.
+
+        Args:
+            sockets: those that listen.
+            most: none is accepted while so many connections are open; None for no limit.
+        """
+        wanted = list(dict.fromkeys(sockets))
+        for listener in self.sockets:
+            if listener not in wanted:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+        fresh = [listener for listener in wanted if listener not in self.sockets]
+        self.sockets = wanted
+        self._most = most
+        if self._is_full:
+            self._pause()
+        elif self._paused:
+            self._paused = False
+            self.watch()
+        else:
+            for listener in fresh:
                 self._watch(listener)
 
-    def leave(self, listeners_of_others: Iterable[socket.socket]) -> None:
-        """Accepts no more at these; the sockets stay open."""
-        loop = asyncio.get_running_loop()
-        for listener in listeners_of_others:
-            if listener in self.sockets:
-                self.sockets.remove(listener)
-                loop.remove_reader(listener.fileno())
+    @property
+    def _is_full(self) -> bool:
+        return self._most is not None and self._count_open() >= self._most
+
+    def _pause(self) -> None:
+        self._paused = True
+        for listener in self.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
 
     def accept_the_rest(self) -> None:
         """Takes in the connections that the system has accepted and we have not.
@@ -123,13 +145,16 @@ class Acceptor:
         self._spare.close()
 
     def _watch(self, listener: socket.socket) -> None:
-        if listener in self.sockets:
+        if listener in self.sockets and not self._paused:
             loop = asyncio.get_running_loop()
             loop.add_reader(listener.fileno(), self._accept, listener, loop)
 
     def _accept(self, listener: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         """Takes in the connections that wait."""
         for _ in range(ACCEPTS_A_TURN):
+            if self._is_full:
+                self._pause()
+                return
             try:
                 sock = self._spare.accept(listener)
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):

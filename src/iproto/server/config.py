@@ -59,6 +59,7 @@ class Config:
             ``"off"`` for none. (``iproto serve`` has 127.0.0.1:8088 as default.)
         dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
         idle_timeout: seconds, over 0 and at most 86400.
+        max_connection_age: seconds, 0..86400, and up to a tenth more; 0 for no limit.
         max_body: bytes, 1024..2**30.
         describe_functions: ``"on"`` or ``"off"``: whether clients may ask for the
             names, signatures, docs and schemas of user functions.
@@ -112,6 +113,12 @@ class Config:
     idle_timeout: float = _setting(
         30.0,
         "close a connection after so long without traffic, or with a frame begun and not completed",
+        metavar="SECONDS",
+    )
+    max_connection_age: float = _setting(
+        0.0,
+        "close a connection that has been open for so long, and up to a tenth longer, once what it "
+        "has sent is answered; 0 never does",
         metavar="SECONDS",
     )
     max_body: int = _setting(1 << 20, "longest request body taken", metavar="BYTES")
@@ -233,6 +240,7 @@ class Config:
                     f"{field.name} is {value!r}; it must be one of {', '.join(choices)}"
                 )
         self._check_range("idle_timeout", 0.001, MAX_SECONDS, "seconds")
+        self._check_range("max_connection_age", 0, MAX_SECONDS, "seconds")
         self._check_range("drain_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
         self._check_range("max_objects", 1, MAX_BODY_CEILING, "objects")

@@ -173,20 +173,35 @@ class Connection:
 
     # What the server says.
 
-    @_guarded
-    def drain(self) -> None:
+    def drain(self, reason: CloseReason = CloseReason.DRAIN) -> None:
         """Answers every request that has arrived, then closes.
 
         What has arrived: all that lies in the socket's buffer now. What comes
         later is not executed.
+
+        Args:
+            reason: of the close.
         """
-        if not (self._draining or self._closed):
-            self._draining = True
-            self.frames.drain(unread_bytes(self._fd))
+        if self._draining or self._closed:
+            return
+        self._draining = True
+        try:
+            self.frames.drain(unread_bytes(self._fd), reason)
             if self._linger is not None:
                 self._linger.drain()
                 self._rearm(deadlines.LINGER_LOOK)
             self._advance()
+        except Exception as error:
+            self._fail(error)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the connection is about to close on our side."""
+        return self._draining or bool(self.frames.status & IS_CLOSING)
+
+    def quiet_seconds(self) -> float:
+        """How long the client has neither sent nor awaited anything."""
+        return 0.0 if self.frames.unanswered else self.frames.quiet_seconds()
 
     @property
     def fileno(self) -> int:
@@ -329,6 +344,8 @@ class Connection:
         )
         if left > 0:
             self._rearm(left)
+        elif reason is CloseReason.IDLE and self.frames.knows_shutdown and not self._draining:
+            self.drain(reason)  # so that a request which crosses it is known not to be executed
         else:
             self._close(reason)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
+import random
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import CallBudget, ServerFrames
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
+from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
     import socket
@@ -18,9 +21,12 @@ if TYPE_CHECKING:
     from iproto.server.calls import CallTasks
     from iproto.server.config import Config
     from iproto.server.repeats import Repeats
-    from iproto.wire import CloseReason
 
 logger = logging.getLogger("iproto.server")
+
+# The greatest part by which a connection's age may exceed the setting: those that were opened
+# together shall not all come back together.
+AGE_JITTER = 0.1
 
 
 class Connections:
@@ -44,6 +50,7 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: set[Connection] = set()
         self._all_closed = asyncio.Event()
+        self._age_timers: dict[Connection, asyncio.TimerHandle] = {}
 
     def start(self, functions: dict[int, UserFunction], loop: asyncio.AbstractEventLoop) -> None:
         """From now on connections may open.
@@ -83,12 +90,19 @@ class Connections:
         self._open.add(connection)
         self._storage.count_opened()
         logger.debug("connection %d opened", sock.fileno())
+        if config.max_connection_age:
+            age = config.max_connection_age * (1.0 + random.uniform(0.0, AGE_JITTER))
+            self._age_timers[connection] = self._loop.call_later(
+                age, connection.drain, CloseReason.AGED
+            )
 
     # What a connection says.
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """It is closed."""
         self._open.discard(connection)
+        if connection in self._age_timers:
+            self._age_timers.pop(connection).cancel()
         logger.debug("connection %d closed: %s", connection.fileno, reason.name)
         self._storage.count_closed(reason)
         if not self._open:
@@ -97,6 +111,19 @@ class Connections:
     def failed(self, connection: Connection, error: Exception) -> None:
         """An error of ours has ended it."""
         self._repeats.failure(f"connection {connection.fileno} is closed", error)
+
+    def shed(self, target: int) -> None:
+        """Announces the end to some connections, so that their clients come back elsewhere.
+
+        Args:
+            target: how many shall stay. Those whose clients do not understand it stay in any
+                case; the first to go are those without a request, the longest quiet first.
+        """
+        lasting = [connection for connection in self._open if not connection.is_draining]
+        able = (connection for connection in lasting if connection.frames.knows_shutdown)
+        surplus = max(0, len(lasting) - target)
+        for connection in heapq.nlargest(surplus, able, key=Connection.quiet_seconds):
+            connection.drain(CloseReason.BALANCED)
 
     # The end of all.
 

@@ -77,7 +77,9 @@ class Server:
         self._repeats = Repeats(logger)
         self._function_errors = Repeats(logging.getLogger("iproto.app"))
         self._connections = Connections(self.config, self.storage, self._repeats)
-        self._acceptor = Acceptor(self._connections.open, self.storage, self._repeats)
+        self._acceptor = Acceptor(
+            self._connections.open, self._connections.__len__, self.storage, self._repeats
+        )
         self._lifespan = Lifespan()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting = False
@@ -190,16 +192,21 @@ class Server:
             for function in functions
         }
 
-    # Listening sockets of other workers.
+    # Sharing connections with other workers.
 
-    def accept_at(self, more: Iterable[socket.socket]) -> None:
-        """Accepts at further listening sockets, until ``leave``."""
-        if self.ready:
-            self._acceptor.join(more)
+    def accept_at(self, sockets: Iterable[socket.socket], most: int | None = None) -> None:
+        """Accepts at these sockets and no others, which stay open.
 
-    def leave(self, listeners_of_others: Iterable[socket.socket]) -> None:
-        """Accepts no more at these; the sockets stay open."""
-        self._acceptor.leave(listeners_of_others)
+        Args:
+            sockets: they listen, and were inherited.
+            most: none is accepted while so many connections are open; None for no limit.
+        """
+        if self._accepting and not self._draining:
+            self._acceptor.accept_at(sockets, most)
+
+    def shed(self, target: int) -> None:
+        """Announces the end to all connections but so many; see ``Connections.shed``."""
+        self._connections.shed(target)
 
     # Child processes; see forks.Holder.
 

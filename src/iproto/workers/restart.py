@@ -66,6 +66,11 @@ class Restarts:
         """Requests that the supervisor becomes the program as it is installed now."""
         self._request(self._upgrade)
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a change is being made, or waits to be."""
+        return self._task is not None and not self._task.done()
+
     def cancel(self) -> None:
         """Ends the change that is under way, where it is: the supervisor stops."""
         self._requested.clear()

@@ -16,6 +16,8 @@ them. What each event leads to:
   (upgrade.py), keeping storage, listeners and workers, and restarts these one
   after the other.
 - SIGTERM, SIGINT: all workers drain. A second signal kills them.
+- Workers have uneven numbers of connections, after a restart or a death: these are
+  evened out (balance.py).
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ import logging
 import mmap
 import os
 import signal
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -40,16 +41,15 @@ from iproto.server.settings import differences
 from iproto.storage.file import open_storage
 from iproto.storage.flush import Flusher
 from iproto.storage.watch import FileWatch
-from iproto.words import counted
 from iproto.workers import upgrade
+from iproto.workers.balance import Balance
 from iproto.workers.cpus import usable_cpus
 from iproto.workers.figures import worker_figures
 from iproto.workers.inheritance import InheritedFile, describe, inherited
 from iproto.workers.memory import shared_memory
 from iproto.workers.pool import Pool, area_count
-from iproto.workers.process import DRAIN_GRACE
 from iproto.workers.restart import Restarts
-from iproto.workers.worker import STOP
+from iproto.workers.stop import kill_all, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,8 +124,11 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, restarts.roll)
         loop.add_signal_handler(signal.SIGUSR2, restarts.upgrade)
         loop.add_signal_handler(signal.SIGCHLD, pool.reap)
-        watch = asyncio.ensure_future(pool.watch())
-        watchdog = asyncio.ensure_future(systemd.feed_watchdog())
+        balance = Balance(pool, lambda: restarts.is_under_way)
+        tasks = [
+            asyncio.ensure_future(coroutine)
+            for coroutine in (pool.watch(), balance.run(), systemd.feed_watchdog())
+        ]
         try:
             self._open_metrics()
             if self._inherited is not None:
@@ -149,9 +152,10 @@ class Supervisor:
                 restarts.roll()
             return await self._stop(await signals.get(), signals)
         finally:
-            watch.cancel()
-            watchdog.cancel()
-            await self._kill_all()
+            for task in tasks:
+                task.cancel()
+            self._restarts.cancel()
+            await kill_all(pool)
             for sockets in pool.listeners:
                 for sock in sockets:
                     sock.close() if pool.from_systemd else listeners.close(sock)
@@ -194,51 +198,8 @@ class Supervisor:
         return True
 
     async def _stop(self, number: int, signals: asyncio.Queue[int]) -> int:
-        """All workers drain; those that take too long are killed."""
-        pool = self.pool
-        pool.stopping = True
         self._restarts.cancel()
-        systemd.notify("STOPPING=1", "STATUS=draining")
-        # Not all may have been started with the same settings.
-        limit = max((w.drain_timeout for w in pool.workers), default=pool.config.drain_timeout)
-        logger.info(
-            "%s: draining, at most %g s; a second signal ends at once",
-            signal.Signals(number).name,
-            limit,
-        )
-        # One that is not ready has nothing to drain, and no handler yet: it just dies.
-        draining = [worker for worker in pool.workers if worker.ready.is_set()]
-        for worker in pool.workers:
-            if worker.ready.is_set():
-                worker.send(STOP)
-            else:
-                worker.signal(signal.SIGTERM)
-        if not pool.from_systemd:
-            # The workers have accepted what waited; one that is stuck never will.
-            asyncio.get_running_loop().call_later(listeners.REFUSE_DELAY, self._refuse)
-        deadline = time.monotonic() + limit + DRAIN_GRACE
-        while pool.workers:
-            if not signals.empty():
-                return 128 + signals.get_nowait()
-            left = deadline - time.monotonic()
-            if left <= 0:
-                logger.warning("killing %s not done in time", counted(len(pool.workers), "worker"))
-                return 1
-            await pool.change(left)
-        return 0 if all(worker.exit_code == 0 for worker in draining) else 1
-
-    def _refuse(self) -> None:
-        for sockets in self.pool.listeners:
-            for sock in sockets:
-                listeners.refuse(sock)
-
-    async def _kill_all(self) -> None:
-        self.pool.stopping = True
-        self._restarts.cancel()
-        for worker in self.pool.workers:
-            worker.kill()
-        while self.pool.workers:
-            await self.pool.change()
+        return await stop(self.pool, number, signals)
 
     # Settings, and the next program.
 

@@ -50,7 +50,20 @@ ACCEPT = "accept"
 LEAVE = "leave"
 """Message to a worker, with a position: its own worker accepts there again."""
 
+LIMIT = "limit"
+"""Message to a worker, with a number: for LIMIT_TIME, accept at all positions' listeners while
+fewer connections are open, and nowhere else. It is sent again while it is to last."""
+
+LEVEL = "level"
+"""Message to a worker: the limit is over."""
+
+SHED = "shed"
+"""Message to a worker, with a number: announce the end to connections beyond so many."""
+
 EXIT_USAGE = 2
+
+# Seconds that a limit lasts: a worker must accept again if its supervisor says no more.
+LIMIT_TIME = 1.0
 
 # Seconds between two looks for dead workers, once the supervisor is dead.
 RECOVER_PERIOD = 0.1
@@ -166,15 +179,18 @@ async def _serve(
             logger.warning("the supervisor is dead; draining")
             decide(STOP)
             tasks.append(asyncio.ensure_future(_recover_dead_workers(server, spec)))
-        for message in received.decode().splitlines():
-            kind, _, position = message.partition(" ")
+        partial.extend(received)
+        *messages, rest = bytes(partial).split(b"\n")
+        partial[:] = rest
+        for message in messages:
+            kind, _, number = message.decode().partition(" ")
             if kind in (RETIRE, STOP):
                 decide(kind)
-            elif kind == ACCEPT:
-                server.accept_at(queues[int(position)])
-            elif kind == LEAVE:
-                server.leave(queues[int(position)])
+            else:
+                share.receive(kind, int(number or 0))
 
+    partial = bytearray()
+    share = _Share(server, spec.position, queues)
     tasks: list[asyncio.Future[None]] = []
     control.setblocking(False)
     loop.add_reader(control.fileno(), on_control)
@@ -189,6 +205,56 @@ async def _serve(
     how = await end
     refuse = how == STOP and not spec.from_systemd
     return 0 if await server.drain(accept=how != RETIRE, refuse=refuse) else 1
+
+
+class _Share:
+    """Where a worker accepts, and how many connections it keeps, by its supervisor's messages.
+
+    Args:
+        server: the worker's.
+        position: the worker's own.
+        queues: listeners by position; positions may have the same ones.
+    """
+
+    def __init__(
+        self, server: Server, position: int, queues: Sequence[Sequence[socket.socket]]
+    ) -> None:
+        self._server = server
+        self._positions = {position}
+        self._queues = queues
+        self._limit: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def receive(self, kind: str, number: int) -> None:
+        """Acts on a message; those that only another version knows are no harm."""
+        if kind == SHED:
+            self._server.shed(number)
+        elif kind == LIMIT:
+            self._set_limit(number)
+        elif kind == LEVEL:
+            self._set_limit(None)
+        elif kind == ACCEPT:
+            self._positions.add(number)
+            self._accept()
+        elif kind == LEAVE:
+            self._positions.discard(number)
+            self._accept()
+
+    def _set_limit(self, limit: int | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if limit is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LIMIT_TIME, self._set_limit, None)
+        self._limit = limit
+        self._accept()
+
+    def _accept(self) -> None:
+        all_positions = range(len(self._queues))
+        positions = self._positions if self._limit is None else all_positions
+        sockets = [sock for position in positions for sock in self._queues[position]]
+        self._server.accept_at(sockets, self._limit)
 
 
 def _refuse(queues: list[list[socket.socket]]) -> None:
