@@ -87,6 +87,8 @@ class App:
         name: str | None = None,
         timeout: float | None = None,
         thread: bool = False,
+        concurrency: int | None = None,
+        queue_timeout: float | None = None,
         ignore_unknown_keys: bool = False,
     ) -> Callable[[AnyFunction], AnyFunction]:
         """Registers the decorated function, which stays as it is.
@@ -99,17 +101,22 @@ class App:
             func_id: 0..2**32-1, and none of the built-in functions.
             name: what metrics and errors call it; the function's own name if None.
             timeout: seconds that a call of an ``async def`` may take, then it is
-                cancelled and answered TIMEOUT; None for no limit. A thread is not
+                cancelled and answered TIMEOUT; None for what the server's settings
+                say (``call_timeout``). A thread is not
                 interrupted: it runs on, and its result is dropped.
             thread: whether calls of a plain ``def`` run in the app's threads, where
                 they may block.
+            concurrency: how many calls run at once in a process, over all connections;
+                further ones wait in their order. None for as many as come.
+            queue_timeout: seconds that a call waits for that, then it is answered
+                OVERLOADED and never run; None for no limit.
             ignore_unknown_keys: whether a map for a dataclass, TypedDict or Struct
                 may have keys that are none of its fields; such a call is refused
                 otherwise.
 
         Raises:
-            ConfigError: func_id or name is taken or out of range, or the
-                signature is not one that a body can be checked against.
+            ConfigError: func_id or name is taken or out of range, a limit is none, or
+                the signature is not one that a body can be checked against.
         """
 
         def register(call: AnyFunction) -> AnyFunction:
@@ -121,6 +128,8 @@ class App:
                     self._threads.wrap(call, label) if thread else call,
                     label,
                     timeout,
+                    concurrency=concurrency,
+                    queue_timeout=queue_timeout,
                     ignore_unknown_keys=ignore_unknown_keys,
                     errors=(self._errors,),
                 )

@@ -34,22 +34,24 @@ class Function:
         call: the function.
         name: for metrics and error texts.
         timeout: seconds that a call may take; None for no limit.
-        ignore_unknown_keys: as for ``App.function``.
+        concurrency, queue_timeout, ignore_unknown_keys: as for ``App.function``.
         errors: tables of exceptions with a reply of their own, the nearest first.
 
     Raises:
         ConfigError: the signature is not one that a body can be checked against,
-            or the time-out is none.
+            or a limit is none.
     """
 
     __slots__ = (
         "arguments",
         "call",
+        "concurrency",
         "errors",
         "func_id",
         "is_async",
         "name",
         "pack",
+        "queue_timeout",
         "signature",
         "timeout",
     )
@@ -61,6 +63,8 @@ class Function:
         name: str,
         timeout: float | None,
         *,
+        concurrency: int | None = None,
+        queue_timeout: float | None = None,
         ignore_unknown_keys: bool = False,
         errors: Sequence[Mapping[type[BaseException], ErrorReply]] = (),
     ) -> None:
@@ -68,17 +72,14 @@ class Function:
         self.call = call
         self.name = name
         self.timeout = timeout
+        self.concurrency = concurrency
+        self.queue_timeout = queue_timeout
         self.errors = tuple(errors)
         # An object whose __call__ is async is as good as an async function.
         self.is_async = inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(
             type(call).__call__
         )
-        if timeout is not None and not (self.is_async and _is_time(timeout)):
-            raise ConfigError(
-                f"function {name!r} has timeout={timeout!r}: a time-out is a number of seconds, "
-                "over 0 and at most 86400, and only an 'async def', or a function with "
-                "thread=True, can have one"
-            )
+        self._check_limits()
         self.signature = signature = _signature(call, name)
         parameters = _positional_parameters(signature, call, name)
         self.arguments = Arguments(
@@ -89,6 +90,28 @@ class Function:
             ignore_unknown_keys=ignore_unknown_keys,
         )
         self.pack = encoder_for(_annotation(signature.return_annotation))
+
+    def _check_limits(self) -> None:
+        if self.timeout is not None and not (self.is_async and _is_time(self.timeout)):
+            raise ConfigError(
+                f"function {self.name!r} has timeout={self.timeout!r}: a time-out is a number of "
+                "seconds, over 0 and at most 86400, and only an 'async def', or a function with "
+                "thread=True, can have one"
+            )
+        if self.concurrency is not None and not (self.is_async and _is_count(self.concurrency)):
+            raise ConfigError(
+                f"function {self.name!r} has concurrency={self.concurrency!r}: it is a number of "
+                "calls, 1..2**31, and only an 'async def', or a function with thread=True, has "
+                "several of them at once"
+            )
+        if self.queue_timeout is not None and (
+            self.concurrency is None or not _is_time(self.queue_timeout)
+        ):
+            raise ConfigError(
+                f"function {self.name!r} has queue_timeout={self.queue_timeout!r}: it is a number "
+                "of seconds, over 0 and at most 86400, for calls that wait for a place, so "
+                "concurrency= goes with it"
+            )
 
     def included(
         self, base: int, prefix: str, errors: Mapping[type[BaseException], ErrorReply]
@@ -118,6 +141,10 @@ class Function:
 def _is_time(timeout: object) -> bool:
     number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
     return number and 0 < cast("float", timeout) <= 86_400
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= 2**31
 
 
 def _annotation(annotation: Any) -> Any:

@@ -106,7 +106,7 @@ async def functions() -> None:
     assert_type(app.functions, dict[int, Function])
 
     add(["1"])  # type: ignore[list-item]
-    app.function(0x00030003, thread=True)(len)
+    app.function(0x00030003, thread=True, concurrency=4, queue_timeout=0.5)(len)
     assert_type(app.state, Any)
     assert_type(app.include(iproto.App(threads=4), base=0x00040000, prefix="a."), None)
     assert_type(app.error(KeyError, code=0x5102, text="no such thing"), None)

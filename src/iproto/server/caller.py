@@ -59,7 +59,12 @@ class Caller:
         self._flushing = False  # on_answers() is scheduled
         self._queue_timer: asyncio.TimerHandle | None = None
         self.frames = frames
-        self.tasks: dict[Call, asyncio.Task[None]] = {}
+        self.tasks: dict[Call, asyncio.Future[None]] = {}
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether its connection is gone."""
+        return self._connection is None
 
     def start(self) -> None:
         """Starts calls that wait; those that must wait on are looked at when they are overdue."""

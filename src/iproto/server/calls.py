@@ -14,15 +14,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iproto._fastframe import UserFunction
-from iproto.errors import Error, FunctionTimeoutError
+from iproto.errors import Error, FunctionTimeoutError, OverloadedError
 from iproto.results import pack
 from iproto.server.stopping import may_be_ctrl_c
 from iproto.wire import ReturnCode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from iproto._fastframe import Call, ServerFrames
     from iproto.function import Function
     from iproto.server.config import Config
+    from iproto.server.gates import Gate
     from iproto.server.repeats import Repeats
 
 # Tasks cancelled in one turn of the loop. Each then runs its clean-up, some 10 us, so
@@ -51,11 +54,18 @@ def callee_of(function: Function, row: int, config: Config, failures: Repeats) -
         function.pack,
         partial(failure, function, failures),
         is_async=function.is_async,
-        timeout=function.timeout,
+        timeout=_timeout(function, config),
         counted=arguments.counted,
         max_objects=config.max_objects,
         max_depth=config.max_depth,
     )
+
+
+def _timeout(function: Function, config: Config) -> float | None:
+    """Seconds that a call may take; a plain function cannot be interrupted."""
+    if function.timeout is None and function.is_async and config.call_timeout:
+        return config.call_timeout
+    return function.timeout
 
 
 def failure(function: Function, failures: Repeats, error: BaseException) -> tuple[int, bytes]:
@@ -89,8 +99,10 @@ class Caller(Protocol):
     """What a call needs of its connection: see caller.py."""
 
     frames: ServerFrames
-    tasks: dict[Call, asyncio.Task[None]]
+    tasks: dict[Call, asyncio.Future[None]]
 
+    @property
+    def is_closed(self) -> bool: ...
     def flush_soon(self, *, now: bool) -> None: ...
 
 
@@ -99,29 +111,64 @@ class CallTasks:
 
     Args:
         loop: the running loop.
+        gates: func_id → of functions that have one.
     """
 
-    __slots__ = ("_doomed", "_expired", "_loop")
+    __slots__ = ("_doomed", "_expired", "_gates", "_loop")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, gates: Mapping[int, Gate]) -> None:
         self._loop = loop
+        self._gates = gates
         self._expired: set[Call] = set()
-        self._doomed: deque[tuple[ServerFrames, Call, asyncio.Task[None]]] = deque()
+        self._doomed: deque[tuple[ServerFrames, Call, asyncio.Future[None]]] = deque()
 
     def start(self, caller: Caller, call: Call, arguments: tuple[Any, ...]) -> None:
+        """Runs a call, or lets it wait until its function has a place for it."""
+        gate = self._gates.get(call.function.func_id)
+        if gate is None or gate.enter():
+            self._start(caller, call, arguments, gate)
+            return
+        caller.tasks[call] = gate.wait(
+            partial(self._start_waiting, caller, call, arguments, gate),
+            partial(self._refuse, caller, call, gate),
+        )
+
+    def _start(
+        self, caller: Caller, call: Call, arguments: tuple[Any, ...], gate: Gate | None
+    ) -> None:
         """Runs a call; from Python 3.12 on at once, up to where it first waits."""
         coroutine = self._run(caller, call, arguments)
         if sys.version_info >= (3, 12):
             task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
-            if task.done():
-                return
         else:
             task = self._loop.create_task(coroutine)
+        if gate is not None:  # also of a task that is cancelled before it has begun
+            task.add_done_callback(lambda _: gate.leave())
+        if task.done():
+            return
         caller.tasks[call] = task
         timeout = call.function.timeout
         if timeout is not None:
             timer = self._loop.call_later(timeout, self._expire, caller.frames, call, task)
             task.add_done_callback(lambda _: timer.cancel())
+
+    def _start_waiting(
+        self, caller: Caller, call: Call, arguments: tuple[Any, ...], gate: Gate
+    ) -> bool:
+        if caller.is_closed:  # and about to cancel it
+            return False
+        self._start(caller, call, arguments, gate)
+        return True
+
+    def _refuse(self, caller: Caller, call: Call, gate: Gate) -> None:
+        """Answers a call that has waited for too long, and never runs it."""
+        caller.tasks.pop(call, None)
+        error = OverloadedError(
+            f"{call.function.name} has no place for another call, and this one waited for "
+            f"{gate.queue_timeout:g} s; it was not executed, try again"
+        )
+        caller.frames.fail(call, error)
+        caller.flush_soon(now=False)
 
     def cancel(self, caller: Caller) -> None:
         """Cancels all calls of a connection that is gone, some in each turn of the loop."""
@@ -153,7 +200,7 @@ class CallTasks:
             )
         return error
 
-    def _expire(self, frames: ServerFrames, call: Call, task: asyncio.Task[None]) -> None:
+    def _expire(self, frames: ServerFrames, call: Call, task: asyncio.Future[None]) -> None:
         self._expired.add(call)
         self._cancel(frames, call, task)
 
@@ -163,7 +210,7 @@ class CallTasks:
         if self._doomed:
             self._loop.call_soon(self._cancel_some)
 
-    def _cancel(self, frames: ServerFrames, call: Call, task: asyncio.Task[None]) -> None:
+    def _cancel(self, frames: ServerFrames, call: Call, task: asyncio.Future[None]) -> None:
         # A task that has not begun yet ends without having run at all.
         task.add_done_callback(
             lambda _: frames.fail(call, self._named(call, asyncio.CancelledError()))

@@ -61,11 +61,11 @@ class Config:
         idle_timeout: seconds, over 0 and at most 86400.
         max_connection_age: seconds, 0..86400, and up to a tenth more; 0 for no limit.
         max_body: bytes, 1024..2**30.
-        describe_functions: ``"on"`` or ``"off"``: whether clients may ask for the
-            names, signatures, docs and schemas of user functions.
         max_objects: MsgPack objects in a body of a user function, 1..2**30; a body
             over it is refused before anything is built of it.
         max_depth: arrays and maps within one another in such a body, 1..512.
+        describe_functions: ``"on"`` or ``"off"``: whether clients may ask for the
+            names, signatures, docs and schemas of user functions.
         max_calls_per_connection: 1..65536; at the limit further calls wait.
         max_queue: bytes, 1024..2**30; at the limit the connection is not read.
         queue_timeout: seconds, 0.001..86400; a call that waited longer is answered
@@ -73,6 +73,8 @@ class Config:
         max_unsent: bytes, 1024..2**32; a connection with more of them is closed as
             SLOW_READER. One reply alone may be longer.
         max_calls: 1..1000000; over it calls are answered OVERLOADED.
+        call_timeout: seconds that a call of a user function may take that has no
+            time-out of its own, 0..86400; 0 for no limit.
         drain_timeout: seconds, 0..86400.
         workers: 1..256, or ``"auto"``; None for no worker processes. Only
             ``iproto serve`` starts any.
@@ -164,6 +166,12 @@ class Config:
         "calls of your own functions that run at once in all; more are answered OVERLOADED",
         metavar="N",
     )
+    call_timeout: float = _setting(
+        0.0,
+        "answer TIMEOUT to a call of your own function after so long, if it has no time-out of "
+        "its own; 0 for never",
+        metavar="SECONDS",
+    )
     drain_timeout: float = _setting(
         10.0,
         "on SIGTERM or SIGINT, wait at most so long for what is being answered",
@@ -241,6 +249,7 @@ class Config:
                 )
         self._check_range("idle_timeout", 0.001, MAX_SECONDS, "seconds")
         self._check_range("max_connection_age", 0, MAX_SECONDS, "seconds")
+        self._check_range("call_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("drain_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
         self._check_range("max_objects", 1, MAX_BODY_CEILING, "objects")

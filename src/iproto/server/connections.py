@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iproto._fastframe import Storage, UserFunction
     from iproto.server.calls import CallTasks
     from iproto.server.config import Config
+    from iproto.server.gates import Gate
     from iproto.server.repeats import Repeats
 
 logger = logging.getLogger("iproto.server")
@@ -52,11 +53,17 @@ class Connections:
         self._all_closed = asyncio.Event()
         self._age_timers: dict[Connection, asyncio.TimerHandle] = {}
 
-    def start(self, functions: dict[int, UserFunction], loop: asyncio.AbstractEventLoop) -> None:
+    def start(
+        self,
+        functions: dict[int, UserFunction],
+        gates: dict[int, Gate],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         """From now on connections may open.
 
         Args:
             functions: func_id → user function.
+            gates: func_id → of functions whose calls at once are limited.
             loop: the running loop.
         """
         self._functions = functions
@@ -65,7 +72,7 @@ class Connections:
         if functions:
             from iproto.server.calls import CallTasks  # msgspec is only for these
 
-            self._call_tasks = CallTasks(loop)
+            self._call_tasks = CallTasks(loop, gates)
 
     def __len__(self) -> int:
         return len(self._open)

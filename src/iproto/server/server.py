@@ -12,6 +12,7 @@ from iproto._fastframe import Storage
 from iproto.server.acceptor import Acceptor
 from iproto.server.config import Config
 from iproto.server.connections import Connections
+from iproto.server.gates import Gate
 from iproto.server.heartbeat import Heartbeat
 from iproto.server.lifespan import Lifespan
 from iproto.server.repeats import Repeats
@@ -139,7 +140,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._loop = loop
         functions = self._load_functions()
-        self._connections.start(functions, loop)
+        self._connections.start(functions, self._gates(loop), loop)
         metrics_address = self.config.metrics_address
         make_metrics: Callable[[], MetricsEndpoint] | None = None
         if metrics_address is not None:
@@ -190,6 +191,15 @@ class Server:
                 function, self.storage.row_for(function.name), self.config, self._function_errors
             )
             for function in functions
+        }
+
+    def _gates(self, loop: asyncio.AbstractEventLoop) -> dict[int, Gate]:
+        """A gate for each function that limits how many of its calls run at once."""
+        functions = {} if self._app is None else self._app.functions
+        return {
+            func_id: Gate(function.concurrency, function.queue_timeout, loop)
+            for func_id, function in functions.items()
+            if function.concurrency is not None
         }
 
     # Sharing connections with other workers.
