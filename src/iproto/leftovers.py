@@ -30,7 +30,7 @@ WORKER_MODULE = "iproto.workers.worker"
 _KILL_WAIT = 2.0
 
 _PROC = Path("/proc")
-_LISTEN = "0A"  # as /proc/net/tcp has it
+_LISTEN = " 0A "  # as /proc/net/tcp has it
 _UNIX_LISTEN = 0x10000  # the flag of /proc/net/unix
 
 
@@ -69,19 +69,26 @@ def workers_at(port: int, path: str) -> list[int]:
         port: of TCP; 0 if it is a unix socket.
         path: of the unix socket; empty if there is none.
     """
-    return [pid for pid in _processes() if _is_left_at(pid, port, path)]
+    left = [pid for pid in _processes() if _is_left(pid)]
+    # Of a busy server the system's list is long: it is read once, and only if it must be.
+    listening = _listening(port, path) if left else set()
+    return [pid for pid in left if _sockets_of(pid) & listening]
 
 
 def end_workers_at(port: int, path: str) -> None:
     """Ends those workers."""
-    _end(workers_at(port, path), lambda pid: _is_left_at(pid, port, path), "address")
+    listening = _listening(port, path)
+
+    def listens(pid: int) -> bool:
+        return _is_left(pid) and bool(_sockets_of(pid) & listening)
+
+    _end([pid for pid in _processes() if listens(pid)], listens, "address")
 
 
-def _is_left_at(pid: int, port: int, path: str) -> bool:
+def _is_left(pid: int) -> bool:
+    """Whether a process is a worker whose supervisor is dead."""
     command = _command_of(pid)
-    if command is None or _parent_of(pid) == command[0]:
-        return False
-    return bool(_sockets_of(pid) & _listening(port, path))
+    return command is not None and _parent_of(pid) != command[0]
 
 
 def _end(pids: list[int], still: Callable[[int], bool], what: str) -> bool:
@@ -167,10 +174,12 @@ def _listening(port: int, path: str) -> set[str]:
     for name in ("unix",) if path else ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in (_PROC / "net" / name).read_text().splitlines()[1:]:
-                words = line.split()
                 if path:
+                    words = line.split()
                     if words[-1] == path and int(words[3], 16) & _UNIX_LISTEN:
                         found.add(words[6])
-                elif words[3] == _LISTEN and int(words[1].rpartition(":")[2], 16) == port:
-                    found.add(words[9])
+                elif _LISTEN in line:  # which few are, and to split each takes time
+                    words = line.split()
+                    if int(words[1].rpartition(":")[2], 16) == port:
+                        found.add(words[9])
     return found

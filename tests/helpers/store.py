@@ -18,6 +18,7 @@ WRITER_AT = 64
 TURN_AT = 68
 CLAIMS_AT = 72
 STATE_AT = 128
+ENGINE_AT = 136  # two words of 64 bits: how far an engine has come
 PAGE = 4096
 SLOTS_AT = PAGE
 SLOTS_A_PAGE = 7

@@ -15,7 +15,7 @@ from iproto import ConfigError, FuncID
 from iproto.storage.file import open_storage
 from tests.helpers.harness import PATIENCE, Peer, replace_frame, serving, wait_until
 from tests.helpers.storage_files import patch, refused, serving_file, stop, wait_until_free, write
-from tests.helpers.store import CLAIMS_AT, READERS_AT, TURN_AT, WRITER_AT
+from tests.helpers.store import CLAIMS_AT, ENGINE_AT, READERS_AT, TURN_AT, WRITER_AT
 from tests.helpers.workers import pids
 
 if TYPE_CHECKING:
@@ -127,6 +127,16 @@ def test_counters_begin_at_zero_and_locks_are_free(tmp_path: Path) -> None:
             file.storage.count_opened()
     with pytest.raises(ValueError, match=r"it must be 1\.\.1024"):
         open_storage(path, 0)
+
+
+def test_how_far_an_engine_had_come_is_forgotten_for_slots_may_be_older(tmp_path: Path) -> None:
+    path = tmp_path / "storage"
+    with open_storage(path) as file:
+        file.storage.replace(1, b"one")
+    patch(path, ENGINE_AT, b"\x07" * 16)
+    with open_storage(path) as file:
+        assert path.read_bytes()[ENGINE_AT : ENGINE_AT + 16] == bytes(16)
+        assert file.storage.read(1) == b"one"
 
 
 def test_an_embedded_server_serves_a_file(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import re
 import signal
 import socket
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ import pytest
 from iproto import FuncID
 from iproto.address import parse_address
 from tests.helpers.harness import (
+    PATIENCE,
     Peer,
     ServerProcess,
     children,
@@ -133,12 +137,43 @@ def test_a_start_after_a_supervisors_death_succeeds_whatever_its_workers_do(
             running.process.kill()
             running.process.wait()
             arguments = ("--workers", "2", "--bind", running.addresses[0], *storage)
+            undisturbed = Undisturbed(tmp_path / "other")
+            undisturbed.start()
             with slow_server(tmp_path, *arguments) as again, again.peer() as other:
                 assert other.read(5) == ("acknowledged" if kept == "file" else "")
                 again.process.send_signal(signal.SIGTERM)
                 assert again.end()[0] == 0
+            undisturbed.join(PATIENCE)
+            assert serving_since(again) - undisturbed.since < 2 + undisturbed.seconds
             for pid in stopped:
                 wait_until(lambda pid=pid: not is_alive(pid))  # type: ignore[misc]
+
+
+def serving_since(running: ServerProcess) -> float:
+    """When a server began to serve, by its log; in seconds."""
+    (line,) = (line for line in running.log if re.search("INFO.* serving ", line))
+    return datetime.datetime.fromisoformat(line[:23].replace(",", ".")).timestamp()
+
+
+class Undisturbed(threading.Thread):
+    """A server that starts beside another one: as fast as the machine lets any start now."""
+
+    since: float
+    """When it began to serve."""
+    seconds: float
+    """How long that took."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder = folder
+
+    def run(self) -> None:
+        self.folder.mkdir()
+        storage = str(self.folder / "storage")
+        begun = time.time()
+        with slow_server(self.folder, "--workers", "2", "--storage-file", storage) as running:
+            self.since = serving_since(running)
+        self.seconds = self.since - begun
 
 
 def is_alive(pid: int) -> bool:

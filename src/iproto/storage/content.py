@@ -115,7 +115,11 @@ def _cut_off(path: str, size: int, needed: int) -> ConfigError:
 
 
 def renew(fd: int, workers: int, state: State, size: int) -> None:
-    """Makes a file that was checked ready for this many workers; slots and state stay."""
+    """Makes a file that was checked ready for this many workers; slots and state stay.
+
+    How far a storage engine outside had come is forgotten: after a crash the file may hold that
+    and not all of the slots before it, so the engine has to bring everything anew.
+    """
     image = image_of(workers, state)
     try:
         # All of it: a copy that was restored may have holes, for which there
