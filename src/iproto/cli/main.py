@@ -87,7 +87,8 @@ def parse(command_line: Sequence[str]) -> argparse.Namespace:
     add_functions(commands)
     add_check(commands)
     add_bench(commands)
-    return parser.parse_args(command_first(command_line, commands))
+    arguments = command_first(command_line, commands)
+    return parser.parse_args(arguments, argparse.Namespace(command_line=arguments))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ def add_serve(commands: Commands) -> None:
     serve.add_argument(
         "app", nargs="?", metavar="MODULE:APP", help="your iproto.App, e.g. myservice:app"
     )
+    serve.add_argument(
+        "--reload",
+        action="store_true",
+        help="start anew when a .py or .toml file in the current folder changes; for development",
+    )
     _add_settings(serve)
 
 
@@ -61,6 +66,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.reload:
+        from iproto.cli.reload import serve_with_reload
+
+        return serve_with_reload(options.command_line)
     from iproto.server.logs import flush_log
     from iproto.workers import upgrade
 
