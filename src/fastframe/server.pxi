@@ -336,6 +336,34 @@ cdef class ServerFrames:
         """What ``flush`` would send, for streams that are not sockets."""
         return take_all(&self.output)
 
+    # For streams that are not sockets: what only their owner knows.
+
+    def end_input(self):
+        """The client sends no more: sets ``HAS_ENDED``."""
+        self.status |= ENDED
+
+    def break_off(self, reason):
+        """The stream broke: sets ``IS_BROKEN``. Nothing is executed any more."""
+        self.close(reason)
+        self.status |= BROKEN
+
+    def set_unsent(self, bint unsent):
+        """Says whether the stream takes no more: ``HAS_UNSENT``."""
+        if unsent:
+            self.status |= UNSENT
+        else:
+            self.status &= ~UNSENT
+
+    def note_traffic(self):
+        """Bytes went."""
+        self.traffic_ns = clock_ns()
+
+    @property
+    def looks_like_tls(self):
+        """Whether the client began as one does that speaks TLS: with a ClientHello."""
+        return (self.received >= HEADER_BYTES and self.first_header[0] == 0x16
+                and self.first_header[1] == 3 and self.first_header[5] == 1)
+
     def close(self, reason):
         """From now on nothing is executed; what was not, and what comes, is dropped."""
         forbid_reentry(self.busy)

@@ -187,6 +187,12 @@ class CloseReason(enum.IntEnum):
     """Its worker had more connections than the others, and its client was told to come back."""
     AGED = 13
     """It was open for ``--max-connection-age``."""
+    TLS_FAILED = 14
+    """Its TLS handshake failed, or a record of it was wrong; the log says why."""
+    TLS_TIMEOUT = 15
+    """Its TLS handshake took longer than ``--tls-handshake-timeout``."""
+    TLS_BUSY = 16
+    """``--max-tls-handshakes`` were under way already."""
     # end of close reasons
 
 

@@ -25,7 +25,7 @@ SOURCE = ROOT / "src"
 
 # What everybody stands on; each may import those before it.
 GROUND = (
-    *("wire", "errors", "_version", "checks", "address", "sockets", "words", "results"),
+    *("wire", "errors", "_version", "checks", "address", "sockets", "words", "results", "tls"),
     *("forks", "leftovers"),
 )
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from iproto._fastframe import Call, ServerFrames
     from iproto.server.calls import CallTasks
+    from iproto.server.tls import SecureStream
 
 
 class Answered(Protocol):
@@ -26,6 +27,7 @@ class Caller:
         connection: hears of answers that wait to be sent and of calls that waited too
             long, until ``close``.
         frames: the connection's.
+        stream: sends what they have to send: the frames themselves, or TLS around them.
         fd: its socket.
         call_tasks: runs calls that are tasks.
         loop: the running loop.
@@ -39,6 +41,7 @@ class Caller:
         "_loop",
         "_queue_timer",
         "_starting",
+        "_stream",
         "frames",
         "tasks",
     )
@@ -47,6 +50,7 @@ class Caller:
         self,
         connection: Answered,
         frames: ServerFrames,
+        stream: ServerFrames | SecureStream,
         fd: int,
         call_tasks: CallTasks,
         loop: asyncio.AbstractEventLoop,
@@ -59,6 +63,7 @@ class Caller:
         self._flushing = False  # on_answers() is scheduled
         self._queue_timer: asyncio.TimerHandle | None = None
         self.frames = frames
+        self._stream = stream
         self.tasks: dict[Call, asyncio.Future[None]] = {}
 
     @property
@@ -74,7 +79,7 @@ class Caller:
         finally:
             self._starting = False
         if self._connection is not None:  # else a function that ran has closed it
-            self.frames.flush(self._fd)
+            self._stream.flush(self._fd)
             self.expire()
 
     def expire(self) -> None:
@@ -95,7 +100,7 @@ class Caller:
         if self._connection is None or self._starting:
             return
         if now:
-            self.frames.flush(self._fd)
+            self._stream.flush(self._fd)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._connection.on_answers)
@@ -103,7 +108,7 @@ class Caller:
     def flush(self) -> None:
         """Sends the answers of this turn."""
         self._flushing = False
-        self.frames.flush(self._fd)
+        self._stream.flush(self._fd)
 
     def close(self) -> None:
         """The connection is gone: cancels its calls."""

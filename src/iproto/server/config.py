@@ -84,6 +84,13 @@ class Config:
             :func:`iproto.open_storage` for a server of your own.
         storage_sync: seconds, 0..86400; 0 for never. Without effect without a
             ``storage_file``.
+        tls_cert: path of a certificate in PEM, with its chain; then the TCP addresses
+            speak TLS, and only that. None for no TLS.
+        tls_key: path of its private key; None if it is in the same file.
+        tls_client_ca: path of the authorities that sign clients' certificates; None for
+            no certificate asked of clients.
+        tls_handshake_timeout: seconds, 0.001..86400.
+        max_tls_handshakes: 1..1000000.
         backlog: 1..65535.
         loop: ``"auto"``, ``"uvloop"`` or ``"asyncio"``; only ``iproto serve`` and
             :func:`iproto.run` start a loop.
@@ -202,6 +209,29 @@ class Config:
         "to the system, which matters only when that crashes or the power fails",
         metavar="SECONDS",
     )
+    tls_cert: str | None = _setting(
+        None,
+        "serve TLS at TCP addresses, with the certificate in this file (PEM, the chain behind it); "
+        "it is loaded anew when it changes",
+        metavar="PATH",
+    )
+    tls_key: str | None = _setting(
+        None,
+        "private key of the certificate (PEM, not encrypted); without, it is in the same file",
+        metavar="PATH",
+    )
+    tls_client_ca: str | None = _setting(
+        None,
+        "certificates of the authorities that sign those of clients (PEM); then every client needs "
+        "one",
+        metavar="PATH",
+    )
+    tls_handshake_timeout: float = _setting(
+        10.0, "close a connection whose TLS handshake takes longer", metavar="SECONDS"
+    )
+    max_tls_handshakes: int = _setting(
+        1000, "TLS handshakes under way at once; more connections are closed", metavar="N"
+    )
     backlog: int = _setting(
         4096,
         "connections that may wait to be accepted (the system may allow fewer)",
@@ -268,6 +298,7 @@ class Config:
         if file is not None and (not isinstance(file, str) or not file or "\0" in file):
             raise ConfigError(f"storage_file is {self.storage_file!r}; it must be a path")
         self._check_range("storage_sync", 0, MAX_SECONDS, "seconds")
+        self._check_tls()
         self._check_range("backlog", 1, 65_535, "connections")
 
     @property
@@ -279,6 +310,14 @@ class Config:
     def metrics_address(self) -> Address | None:
         """``metrics_bind``, parsed."""
         return None if self.metrics_bind is None else parse_address(self.metrics_bind, unix=False)
+
+    def _check_tls(self) -> None:
+        for name in ("tls_cert", "tls_key", "tls_client_ca"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path or "\0" in path):
+                raise ConfigError(f"{name} is {path!r}; it must be a path")
+        self._check_range("tls_handshake_timeout", 0.001, MAX_SECONDS, "seconds")
+        self._check_range("max_tls_handshakes", 1, 1_000_000, "handshakes")
 
     def _put(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

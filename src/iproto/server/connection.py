@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
     from iproto.server.calls import CallTasks
     from iproto.server.hangups import Hangups
+    from iproto.server.tls import SecureStream
+
+
+# What broke a stream, where it was not the network.
+_FAULTS = (CloseReason.FAILED, CloseReason.TLS_FAILED)
 
 
 class Owner(Protocol):
@@ -80,6 +85,7 @@ class Connection:
         owner: the server; hears when the connection is closed.
         sock: accepted, non-blocking; closed by the connection.
         frames: the connection's own, fresh.
+        stream: moves the bytes between both: the frames themselves, or TLS around them.
         call_tasks: runs calls of user functions; None if the frames know none.
         hangups: tells of a reset while the socket is neither read nor written.
         loop: the running loop.
@@ -96,6 +102,7 @@ class Connection:
         "_loop",
         "_owner",
         "_sock",
+        "_stream",
         "_timer",
         "_watch",
         "frames",
@@ -106,6 +113,7 @@ class Connection:
         owner: Owner,
         sock: socket.socket,
         frames: ServerFrames,
+        stream: ServerFrames | SecureStream,
         call_tasks: CallTasks | None,
         hangups: Hangups,
         loop: asyncio.AbstractEventLoop,
@@ -115,10 +123,11 @@ class Connection:
         self._sock = sock
         self._fd = sock.fileno()
         self.frames = frames
+        self._stream = stream
         self._loop = loop
         self._caller: Caller | None = None
         if call_tasks is not None:
-            self._caller = Caller(self, frames, self._fd, call_tasks, loop)
+            self._caller = Caller(self, frames, stream, self._fd, call_tasks, loop)
         # What the loop does for us.
         self._watch = SocketWatch(self._fd, hangups, loop)
         self._continuing = False  # _continue() is scheduled
@@ -139,7 +148,7 @@ class Connection:
     def on_readable(self) -> None:
         """Requests have arrived, or the end of the stream."""
         try:  # not @_guarded: each request comes by here
-            if self.frames.receive(self._fd):
+            if self._stream.receive(self._fd):
                 self._advance()
         except Exception as error:
             self._fail(error)
@@ -152,7 +161,7 @@ class Connection:
     @_guarded
     def on_writable(self) -> None:
         """The client's system takes replies again."""
-        self.frames.flush(self._fd)
+        self._stream.flush(self._fd)
         self._advance()
 
     # What its calls say.
@@ -173,6 +182,12 @@ class Connection:
 
     # What the server says.
 
+    @_guarded
+    def begin(self) -> None:
+        """Executes what came with the end of a TLS handshake."""
+        if self._stream.resume(self._fd):
+            self._advance()
+
     def drain(self, reason: CloseReason = CloseReason.DRAIN) -> None:
         """Answers every request that has arrived, then closes.
 
@@ -186,7 +201,7 @@ class Connection:
             return
         self._draining = True
         try:
-            self.frames.drain(unread_bytes(self._fd), reason)
+            self._stream.drain(unread_bytes(self._fd), reason)
             if self._linger is not None:
                 self._linger.drain()
                 self._rearm(deadlines.LINGER_LOOK)
@@ -246,7 +261,8 @@ class Connection:
         status = frames.status
         if status & (IS_BROKEN | HAS_OVERFLOWED):
             reason = CloseReason.RESET if status & IS_BROKEN else CloseReason.SLOW_READER
-            self._close(CloseReason.FAILED if frames.close_reason is CloseReason.FAILED else reason)
+            fault = frames.close_reason
+            self._close(reason if fault is None or fault not in _FAULTS else fault)
         elif status & HAS_UNSENT:
             # The client must read before anything more is done for it.
             self._watch.set(self, writing=True)
@@ -278,7 +294,7 @@ class Connection:
         self._continuing = False
         if not (self._closed or self.frames.status & HAS_UNSENT):
             if self.frames.status & HAS_MORE and not self.frames.status & IS_FULL:
-                self.frames.resume(self._fd)
+                self._stream.resume(self._fd)
             self._advance()
 
     def _wait_for_header(self) -> None:
@@ -292,8 +308,8 @@ class Connection:
         """Everything is answered: sends the last bytes, then closes the write side."""
         self._linger = Linger(self._fd, self._loop, draining=self._draining)
         self._watch.set(self)
-        self.frames.finish()
-        self.frames.flush(self._fd)
+        self._stream.finish()
+        self._stream.flush(self._fd)
         self.frames.close(CloseReason.CLIENT)  # unless it knows another reason
         self._rearm(self._linger.start())
         self._advance()

@@ -6,22 +6,26 @@ import asyncio
 import heapq
 import logging
 import random
+import socket
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import CallBudget, ServerFrames
+from iproto.errors import ConfigError
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
 from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
 
     from iproto._fastframe import Storage, UserFunction
     from iproto.server.calls import CallTasks
+    from iproto.server.certificates import Certificates
     from iproto.server.config import Config
     from iproto.server.gates import Gate
+    from iproto.server.handshakes import Handshakes
     from iproto.server.repeats import Repeats
+    from iproto.server.tls import SecureSocket, SecureStream
 
 logger = logging.getLogger("iproto.server")
 
@@ -49,6 +53,9 @@ class Connections:
         self._call_tasks: CallTasks | None = None
         self._hangups: Hangups | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._handshakes: Handshakes | None = None
+        self._certificates: Certificates | None = None
+        self._draining = False
         self._open: set[Connection] = set()
         self._all_closed = asyncio.Event()
         self._age_timers: dict[Connection, asyncio.TimerHandle] = {}
@@ -65,7 +72,14 @@ class Connections:
             functions: func_id → user function.
             gates: func_id → of functions whose calls at once are limited.
             loop: the running loop.
+
+        Raises:
+            ConfigError: the certificate cannot be used.
         """
+        if self._config.tls_cert is not None:
+            self._start_tls(loop)
+        elif self._config.tls_key is not None or self._config.tls_client_ca is not None:
+            raise ConfigError("tls_key and tls_client_ca need tls_cert; name the certificate")
         self._functions = functions
         self._loop = loop
         self._hangups = Hangups(loop)
@@ -74,11 +88,49 @@ class Connections:
 
             self._call_tasks = CallTasks(loop, gates)
 
+    def _start_tls(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not at the top: OpenSSL is for those who use it.
+        from iproto.server.certificates import Certificates
+        from iproto.server.handshakes import Handshakes
+
+        self._certificates = Certificates(self._config)
+        self._certificates.start()
+        self._handshakes = Handshakes(
+            self._certificates,
+            self._config,
+            self._open_secure,
+            self._note_end,
+            self._storage,
+            self._repeats,
+            loop,
+        )
+
+    def reload_certificates(self) -> bool:
+        """Loads the certificate anew, for new connections; False if there is none."""
+        if self._certificates is None:
+            return False
+        self._certificates.reload()
+        return True
+
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + len(self._handshakes or ())
 
     def open(self, sock: socket.socket) -> None:
         """Serves a socket: accepted, non-blocking and tuned."""
+        if self._handshakes is not None and sock.family != socket.AF_UNIX:
+            self._handshakes.begin(sock)
+        else:
+            self._serve(sock, None)
+            self._storage.count_opened()
+
+    def _open_secure(self, secure: SecureSocket) -> None:
+        """Serves a socket whose handshake is done."""
+        connection = self._serve(secure.sock, secure)
+        connection.begin()
+        if self._draining:
+            connection.drain()
+
+    def _serve(self, sock: socket.socket, secure: SecureSocket | None) -> Connection:
         assert self._loop is not None, "start() comes first"
         assert self._hangups is not None
         config = self._config
@@ -93,15 +145,25 @@ class Connections:
             queue_timeout=config.queue_timeout,
             max_unsent=config.max_unsent,
         )
-        connection = Connection(self, sock, frames, self._call_tasks, self._hangups, self._loop)
+        stream: ServerFrames | SecureStream = frames
+        if secure is not None:
+            from iproto.server.tls import SecureStream
+
+            stream = SecureStream(secure, frames, self._tls_failed)
+        connection = Connection(
+            self, sock, frames, stream, self._call_tasks, self._hangups, self._loop
+        )
         self._open.add(connection)
-        self._storage.count_opened()
         logger.debug("connection %d opened", sock.fileno())
         if config.max_connection_age:
             age = config.max_connection_age * (1.0 + random.uniform(0.0, AGE_JITTER))
             self._age_timers[connection] = self._loop.call_later(
                 age, connection.drain, CloseReason.AGED
             )
+        return connection
+
+    def _tls_failed(self, why: str) -> None:
+        self._repeats.error(("TLS", why), "TLS with a client failed: %s", why)
 
     # What a connection says.
 
@@ -112,7 +174,16 @@ class Connections:
             self._age_timers.pop(connection).cancel()
         logger.debug("connection %d closed: %s", connection.fileno, reason.name)
         self._storage.count_closed(reason)
-        if not self._open:
+        if connection.frames.looks_like_tls:
+            self._repeats.error(
+                "TLS at a plain port",
+                "a client spoke TLS where the server does not; it must use iproto:// here, or the "
+                "server needs --tls-cert",
+            )
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if not self._open and not self._handshakes:
             self._all_closed.set()
 
     def failed(self, connection: Connection, error: Exception) -> None:
@@ -135,7 +206,11 @@ class Connections:
     # The end of all.
 
     def drain(self) -> None:
-        """Answers every request that has arrived, then closes; see ``Connection.drain``."""
+        """Answers every request that has arrived, then closes; see ``Connection.drain``.
+
+        Handshakes that are under way come to their end first.
+        """
+        self._draining = True
         for connection in list(self._open):
             connection.drain()
 
@@ -149,7 +224,7 @@ class Connections:
         Args:
             timeout: seconds; None for no limit.
         """
-        if not self._open:
+        if not self._open and not self._handshakes:
             return True
         self._all_closed.clear()
         try:
@@ -160,6 +235,10 @@ class Connections:
 
     async def close(self) -> None:
         """Closes all at once; what was not sent is lost."""
+        if self._handshakes is not None:
+            self._handshakes.close()
+        if self._certificates is not None:
+            self._certificates.close()
         for connection in list(self._open):
             connection.abort()
         await self.wait_closed(None)
@@ -172,6 +251,8 @@ class Connections:
         """Those that a child must not have."""
         for connection in self._open:
             yield connection.fileno
+        if self._handshakes is not None:
+            yield from self._handshakes.descriptors()
         if self._hangups is not None:
             yield from self._hangups.descriptors()
 
@@ -180,3 +261,5 @@ class Connections:
         for connection in self._open:
             connection.forget()
         self._open.clear()
+        if self._handshakes is not None:
+            self._handshakes.forget()

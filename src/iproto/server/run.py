@@ -107,7 +107,7 @@ def _run_to_the_end(loop: asyncio.AbstractEventLoop, program: asyncio.Task[int])
 async def _serve_until_signal(server: Server, signals: StopSignals) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGHUP, signal.SIGUSR2):
-        loop.add_signal_handler(number, _refuse_restart, number)
+        loop.add_signal_handler(number, _refuse_restart, server, number)
     forks.register_signals(*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR2)
     await server.start()
     systemd.notify("READY=1", f"STATUS=serving {', '.join(map(str, server.addresses))}")
@@ -129,7 +129,9 @@ async def _serve_until_signal(server: Server, signals: StopSignals) -> int:
     return 128 + signals.second.result()
 
 
-def _refuse_restart(number: signal.Signals) -> None:
+def _refuse_restart(server: Server, number: signal.Signals) -> None:
+    if number == signal.SIGHUP and server.reload_certificates():
+        return
     logger.error(
         "%s: nothing is restarted, and this process serves on as it is: only workers are replaced "
         "while others serve; start the server with --workers, or stop and start it",

@@ -169,9 +169,10 @@ class Server:
         forks.register(self)
         logger.log(
             self._level,
-            "serving %s (dialect %s, %s)%s",
+            "serving %s (dialect %s%s, %s)%s",
             ", ".join(map(str, self.addresses)),
             self.config.dialect,
+            ", TLS" if self.config.tls_cert else "",
             counted(len(functions.keys() - {DESCRIBE_FUNCTIONS}), "user function"),
             f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
         )
@@ -201,6 +202,14 @@ class Server:
             for func_id, function in functions.items()
             if function.concurrency is not None
         }
+
+    def reload_certificates(self) -> bool:
+        """Loads the TLS certificate anew, for new connections; one that is wrong is not used.
+
+        Returns:
+            Whether the server has one.
+        """
+        return self._connections.reload_certificates()
 
     # Sharing connections with other workers.
 
