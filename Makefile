@@ -100,8 +100,9 @@ pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long
 	$(BIN)/python -m tests.workers.pauses --kills $(KILLS)
 
 .PHONY: generate
-generate: $(BUILT) ## Write what is made of schema/iproto.toml: enums, constants, tables of docs
+generate: $(BUILT) ## Write what is made: of schema/iproto.toml enums, exceptions, tables; the vectors
 	$(BIN)/python tools/generate.py
+	$(BIN)/python -m tests.helpers.make_vectors
 
 # The extension built by clang with what finds its faults at run time, in an environment of its
 # own: from a copy of the source, for an object of another build must not be taken for one of this.

@@ -32,23 +32,27 @@ __all__ = [
     "ConnectionLostError",
     "DialectError",
     "Error",
+    "IprotoError",
+    "ProtocolError",
+    "ReplyTooLongError",
+    "TextError",
+    "TransportError",
+]
+__all__ += [
+    # generated: names of exceptions (from schema/iproto.toml, by make generate)
     "FunctionTimeoutError",
     "IllegalParamsError",
     "InternalError",
-    "IprotoError",
     "LockedError",
     "NotPermittedError",
     "OutOfRangeError",
     "OutcomeUnknownError",
     "OverloadedError",
-    "ProtocolError",
     "RateLimitedError",
     "ReadOnlyError",
-    "ReplyTooLongError",
-    "TextError",
-    "TransportError",
     "UnavailableError",
     "UnsupportedCommandError",
+    # end of names of exceptions
 ]
 
 
@@ -123,6 +127,12 @@ class Error(IprotoError):
         """Whether the code says "try again" (its low byte is 1)."""
         return self.code & 0xFF == CompletionStatus.TRY_AGAIN
 
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a request may pass; None if the text does not end with them."""
+        found = re.search(r"; retry after (\d{1,9}(?:\.\d{1,9})?) s\Z", self.text, re.ASCII)
+        return None if found is None else float(found[1])
+
 
 class _CodedError(Error):
     """An error whose class fixes its code: ``ReadOnlyError("storage is frozen")``."""
@@ -133,38 +143,48 @@ class _CodedError(Error):
         super().__init__(self.CODE, text)
 
 
+# generated: exceptions (from schema/iproto.toml, by make generate)
+
+
 class InternalError(_CodedError):
-    """The function failed; details are in the server's log."""
+    """A user function failed; details are in the server's log."""
 
     CODE = ReturnCode.INTERNAL
 
 
+class NotPermittedError(_CodedError):
+    """This client, or this listener, may not call that function; only user functions send it."""
+
+    CODE = ReturnCode.NOT_PERMITTED
+
+
 class IllegalParamsError(_CodedError):
-    """The body is not what the function takes, or over a limit."""
+    """The body is not what the function takes, a string is over 256 bytes, a body is over the
+    limit."""
 
     CODE = ReturnCode.ILLEGAL_PARAMS
 
 
 class ReadOnlyError(_CodedError):
-    """A write while the storage is READ_ONLY."""
+    """A write while the storage is ``READ_ONLY``."""
 
     CODE = ReturnCode.READ_ONLY
 
 
 class LockedError(_CodedError):
-    """A read or write while the storage is in MAINTENANCE."""
+    """A read or a write while the storage is in ``MAINTENANCE``."""
 
     CODE = ReturnCode.LOCKED
 
 
 class OverloadedError(_CodedError):
-    """A limit of the server is reached; try again."""
+    """A limit of the server is reached."""
 
     CODE = ReturnCode.OVERLOADED
 
 
 class UnsupportedCommandError(_CodedError):
-    """The server has no such function."""
+    """There is no such function."""
 
     CODE = ReturnCode.UNSUPPORTED_COMMAND
 
@@ -175,40 +195,32 @@ class OutOfRangeError(_CodedError):
     CODE = ReturnCode.NUMBER_OUT_OF_RANGE
 
 
-class FunctionTimeoutError(_CodedError):
-    """A user's function ran out of its time on the server."""
-
-    CODE = ReturnCode.TIMEOUT
-
-
-class RateLimitedError(_CodedError):
-    """Over the client's rate; ``retry_after`` says how long to wait."""
-
-    CODE = ReturnCode.RATE_LIMITED
-
-    @property
-    def retry_after(self) -> float | None:
-        """Seconds until a request may pass; None if the text does not end with them."""
-        found = re.search(r"; retry after (\d{1,9}(?:\.\d{1,9})?) s\Z", self.text, re.ASCII)
-        return None if found is None else float(found[1])
-
-
-class NotPermittedError(_CodedError):
-    """This client, or this listener, may not call that function."""
-
-    CODE = ReturnCode.NOT_PERMITTED
-
-
 class UnavailableError(_CodedError):
-    """What stores the data has no quorum; nothing was executed, try again."""
+    """What stores the data has no quorum, nothing was executed; only user functions send it."""
 
     CODE = ReturnCode.UNAVAILABLE
 
 
+class FunctionTimeoutError(_CodedError):
+    """A user function ran out of its time."""
+
+    CODE = ReturnCode.TIMEOUT
+
+
 class OutcomeUnknownError(_CodedError):
-    """What stores the data did not answer in time; the write may have been executed."""
+    """What stores the data did not answer in time, the write may have been executed; only user
+    functions send it."""
 
     CODE = ReturnCode.OUTCOME_UNKNOWN
+
+
+class RateLimitedError(_CodedError):
+    """Over a rate; only user functions send it."""
+
+    CODE = ReturnCode.RATE_LIMITED
+
+
+# end of exceptions
 
 
 class TransportError(IprotoError):

@@ -72,15 +72,15 @@ def test_the_same_pythons_are_declared_tested_and_built_for() -> None:
 
 
 @pytest.mark.checkout
-def test_contributors_are_told_of_every_module() -> None:
+def test_contributors_find_every_room_and_every_file_that_is_named() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(iproto/\S*)` \| (.*?) \|", text, flags=re.MULTILINE))
-    named = {
-        room + file for room, files in rows.items() for file in re.findall(r"`(\w+\.py)`", files)
-    }
     package = pathlib.Path(iproto.__path__[0])
-    modules = {f"iproto/{path.relative_to(package)}" for path in package.rglob("*.py")}
-    assert named == {path for path in modules if not path.endswith("__init__.py")}
+    rooms = {f"src/iproto/{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert rooms <= set(re.findall(r"^\| `(src/iproto/\w+/)` \|", text, flags=re.MULTILINE))
+    files = re.findall(r"`((?:src|tests|docs|schema|tools|benchmarks)/[\w./-]*)`", text)
+    assert len(files) > 30
+    built = {"docs/performance"}
+    assert [file for file in files if not (ROOT / file).exists() and file not in built] == []
 
 
 # The public names.

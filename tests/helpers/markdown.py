@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 DOCS = ROOT / "docs"
 DOC_PAGES = sorted(DOCS.rglob("*.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *DOC_PAGES])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("src/*.md"), *DOC_PAGES]
+)
 
 
 # What the documentation shows, and tests replace by where they serve.

@@ -199,17 +199,20 @@ def errors(
         iproto.CallTimeoutError("late", may_have_executed=True),
     ]
     answers: list[iproto.Error] = [
+        # generated: exceptions (from schema/iproto.toml, by make generate)
         iproto.FunctionTimeoutError("text"),
         iproto.IllegalParamsError("text"),
         iproto.InternalError("text"),
         iproto.LockedError("text"),
         iproto.NotPermittedError("text"),
-        iproto.OutcomeUnknownError("text"),
-        iproto.UnavailableError("text"),
         iproto.OutOfRangeError("text"),
+        iproto.OutcomeUnknownError("text"),
         iproto.OverloadedError("text"),
+        iproto.RateLimitedError("text"),
         iproto.ReadOnlyError("text"),
+        iproto.UnavailableError("text"),
         iproto.UnsupportedCommandError("text"),
+        # end of exceptions
     ]
 
     iproto.ReadOnlyError(0x0401, "text")  # type: ignore[call-arg, arg-type]
