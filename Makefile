@@ -99,6 +99,10 @@ KILLS ?= 100
 pauses: $(BUILT) ## Kill KILLS workers, and as many that hold the lock: how long the others pause
 	$(BIN)/python -m tests.workers.pauses --kills $(KILLS)
 
+.PHONY: fairness
+fairness: $(BUILT) ## How long workers wait for the store's lock that others take without a pause
+	$(BIN)/python -m tests.store.fairness
+
 .PHONY: generate
 generate: $(BUILT) ## Write what is made: of schema/iproto.toml enums, exceptions, tables; the vectors
 	$(BIN)/python tools/generate.py

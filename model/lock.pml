@@ -7,7 +7,7 @@
    What stands together in `atomic` or `d_step` is one such access and the model's own
    bookkeeping ("ghosts", which no program has). Memory is sequentially consistent here. On
    real machines that holds for the four accesses that need it: a reader's add to `readers` and
-   its look at `writer`, a writer's claim of `writer` and its look at `readers`. (Only these are
+   its look at `writer`, a writer's change of `writer` and its look at `readers`. (Only these are
    of the shape "store to one word, then load another", which release and acquire do not keep
    in order; MUTANT_LOOK_FIRST shows what happens then.) For everything else release and
    acquire are enough, because it is only touched under the lock: the next holder has
@@ -19,9 +19,9 @@
    Configuration, by -D: WORKERS, THREADS (of the first worker; the others have one), OPS
    (operations of each thread), HOLD (operations under one hold of the write lock, at most),
    CRASHES, STATES (2: without MAINTENANCE), TRIES (times that a lock that could not be taken is
-   tried again before it is waited for), TIMEOUTS (a wait may be given up), LIVE (operations
-   without end, and none of the ghosts' numbers, which would grow with them), and the
-   MUTANT_... faults, which must be found. */
+   tried again before it is waited for), TURNS (a worker that waits may have the turn), TIMEOUTS
+   (a wait may be given up), LIVE (operations without end, and none of the ghosts' numbers, which
+   would grow with them), and the MUTANT_... faults, which must be found. */
 
 #ifndef WORKERS
 #define WORKERS 2
@@ -66,6 +66,9 @@
 /* The shared memory. A slot's copy is two halves, which must always belong together. */
 byte readers[WORKERS];
 byte writer;
+byte turn;
+bool waits[WORKERS];    /* turn_due_ns */
+bool gave_up[WORKERS];
 byte state;
 byte current;
 byte low[2];
@@ -92,11 +95,102 @@ bool promised;          /* and whether that was acknowledged */
 #define GHOST(x) x
 #endif
 
+/* Whether the lock lets a worker in: try_read and try_write look at both words at once. */
+#define IS_FREE (writer == 0 && turn == 0)
+#ifdef MUTANT_TURN_SUFFICES
+#define IS_MY_TURN(w) (turn == w + 1)
+#else
+#define IS_MY_TURN(w) (writer == 0 && turn == w + 1)
+#endif
+
+/* A turn that has been used, or is not wanted any more: end_turn. */
+inline end_turn(w)
+{
+	atomic {
+		if
+		:: turn == w + 1 -> turn = 0
+		:: else
+		fi
+	}
+}
+
+/* Somebody has the write lock: whoever gave up may wait for it again. */
+inline count_acquired()
+{
+	d_step {
+#if WORKERS > 2
+		gave_up[2] = false;
+#endif
+#if WORKERS > 1
+		gave_up[1] = false;
+#endif
+		gave_up[0] = false
+	}
+}
+
+/* One that has waited is inside, or gives up. */
+inline end_wait(w)
+{
+#ifdef TURNS
+	waits[w] = false;
+	end_turn(w)
+#else
+	skip
+#endif
+}
+
+/* One that is inside gives the turn to one that waits: give_turn. */
+inline give_turn(w, to)
+{
+#if defined(TURNS) && WORKERS > 1
+	if
+	:: w != 0 && waits[0] -> to = 0
+	:: w != 1 && waits[1] -> to = 1
+#if WORKERS > 2
+	:: w != 2 && waits[2] -> to = 2
+#endif
+	:: to = w
+	fi;
+	if
+	:: to == w
+	:: to != w ->
+		if
+		:: atomic { turn == 0 -> turn = to + 1 };
+#ifndef MUTANT_GIVES_BLINDLY
+			if
+			:: !waits[to] -> end_turn(to)
+			:: else
+			fi
+#endif
+		:: else
+		fi
+	fi;
+	to = 0
+#else
+	skip
+#endif
+}
+
+/* A step of one that waits, but for entering: see_to_the_turn. A worker that is alive has
+   its turn taken over only when it stands still for long, which a fair run does not do. */
+#ifdef LIVE
+#define MAY_TAKE_OVER(w) (writer == 0 && turn != 0 && turn != w + 1 && life[turn - 1] != ALIVE)
+#else
+#define MAY_TAKE_OVER(w) (writer == 0 && turn != 0 && turn != w + 1)
+#endif
+#ifdef TURNS
+#define MAY_ASK (turn == 0)
+#define MAY_PUBLISH(w) (!waits[w])
+#else
+#define MAY_ASK false
+#define MAY_PUBLISH(w) false
+#endif
+
 proctype Thread(byte id; byte area)
 {
 	byte ops = OPS;
 	byte hold, tries, i, copy, first, value, floor, place;
-	bool switched;
+	bool switched, by_turn, waited;
 
 start:
 	{
@@ -121,7 +215,12 @@ start:
 #else
 				readers[area]++;
 				if
-				:: atomic { writer == 0 -> reading++; place = READING }; break
+				:: atomic { IS_FREE -> reading++; place = READING };
+					give_turn(area, i);
+					break
+				:: atomic { IS_MY_TURN(area) -> reading++; place = READING };
+					end_turn(area);
+					break
 #ifdef MUTANT_KEEPS_ITS_ONE
 				:: else
 #else
@@ -130,16 +229,25 @@ start:
 				fi;
 				if
 				:: tries > 0 -> tries--
-				:: else ->
-					if
-					:: writer == 0
+				:: tries == 0 && gave_up[area] -> goto answered
+				:: tries == 0 && !gave_up[area] ->
+					waited = true;
+					do
+					:: IS_FREE || IS_MY_TURN(area) -> break
+					:: atomic { MAY_PUBLISH(area) -> waits[area] = true }
+					:: atomic { MAY_ASK -> turn = area + 1 }
+					:: atomic { MAY_TAKE_OVER(area) -> waits[turn - 1] = false; turn = area + 1 }
 #ifdef TIMEOUTS
-					:: true -> goto answered
+					:: true -> end_wait(area); gave_up[area] = true; goto answered
 #endif
-					fi
+					od
 				fi
 #endif
 			od;
+			if
+			:: waited -> end_wait(area)
+			:: else
+			fi;
 			assert(writing == 0);
 			if
 			:: state == MAINTENANCE
@@ -160,21 +268,30 @@ start:
 #ifdef MUTANT_STATE_OUTSIDE
 			copy = state;
 #endif
-claim:
-			if
-			:: atomic { writer == 0 -> writer = area + 1 }
+try_write:
+			do
+			:: atomic { IS_FREE -> writer = area + 1 }; break
+			:: atomic { IS_MY_TURN(area) -> writer = area + 1; by_turn = true }; break
 			:: else ->
 				if
-				:: tries > 0 -> tries--; goto claim
-				:: else ->
-					if
-					:: atomic { writer == 0 -> writer = area + 1 }
+				:: tries > 0 -> tries--
+				:: tries == 0 && gave_up[area] -> goto answered
+				:: tries == 0 && !gave_up[area] ->
+					waited = true;
+					do
+					:: atomic { MAY_PUBLISH(area) -> waits[area] = true }
+					:: atomic { IS_FREE -> writer = area + 1 }; goto has_writer
+					:: atomic { IS_MY_TURN(area) -> writer = area + 1; by_turn = true };
+						goto has_writer
+					:: atomic { MAY_ASK -> turn = area + 1 }
+					:: atomic { MAY_TAKE_OVER(area) -> waits[turn - 1] = false; turn = area + 1 }
 #ifdef TIMEOUTS
-					:: true -> goto answered
+					:: true -> end_wait(area); gave_up[area] = true; goto answered
 #endif
-					fi
+					od
 				fi
-			fi;
+			od;
+has_writer:
 			i = 0;
 #ifndef MUTANT_IGNORES_READERS
 			do
@@ -183,21 +300,23 @@ claim:
 				:: readers[i] == 0 -> i++
 				:: else ->
 					if
-#ifdef MUTANT_NEVER_KEEPS_ITS_CLAIM
-					:: writer = 0; goto claim
+#ifdef MUTANT_NEVER_KEEPS_WRITER
+					:: writer = 0; by_turn = false; goto try_write
 #else
-					:: tries > 0 -> tries--; writer = 0; goto claim
+					:: tries > 0 -> tries--; writer = 0; by_turn = false; goto try_write
 #endif
-#ifndef MUTANT_NEVER_KEEPS_ITS_CLAIM
+#ifndef MUTANT_NEVER_KEEPS_WRITER
 					:: else ->
-						/* The claim is kept; then every word is looked at again. */
+						/* It keeps `writer`; then every word is looked at again. */
 						if
 						:: readers[i] == 0 -> i = 0
 #ifdef TIMEOUTS
 						:: true ->
-#ifndef MUTANT_KEEPS_ITS_CLAIM
+#ifndef MUTANT_KEEPS_WRITER
 							writer = 0;
 #endif
+							end_wait(area);
+							gave_up[area] = true;
 							goto answered
 #endif
 						fi
@@ -208,6 +327,16 @@ claim:
 			od;
 #endif
 			atomic { writing++; place = WRITING; assert(writing == 1 && reading == 0) };
+			count_acquired();
+			if
+			:: by_turn -> end_turn(area)
+			:: else -> i = 0; give_turn(area, i)
+			fi;
+			if
+			:: waited -> end_wait(area)
+			:: else
+			fi;
+			by_turn = false;
 			do
 			:: hold > 0 ->
 				hold--;
@@ -257,7 +386,7 @@ claim:
 				fi
 			:: break
 			od;
-			/* The claim goes with a plain store, as every leaving of a live worker. */
+			/* release_write: a plain store. */
 			atomic { assert(writer == area + 1); writer = 0; writing--; place = OUTSIDE };
 
 			/* --- The reply ----------------------------------------------------------- */
@@ -276,7 +405,7 @@ answered:
 					fi
 				);
 				value = 0; first = 0; copy = 0; floor = 0; i = 0; tries = 0; hold = 0;
-				switched = false
+				switched = false; by_turn = false; waited = false
 			};
 progress:		skip
 		od
@@ -291,7 +420,7 @@ progress:		skip
 		fi;
 		place = OUTSIDE;
 		value = 0; first = 0; copy = 0; floor = 0; i = 0; tries = 0; hold = 0;
-		switched = false;
+		switched = false; by_turn = false; waited = false;
 		stopped[area]++
 	};
 end_killed:
@@ -353,6 +482,9 @@ end:
 			fi
 		};
 #endif
+		gave_up[area] = false;
+		waits[area] = false;
+		end_turn(area);
 #if !defined(MUTANT_RECOVERS_THE_LIVING) && !defined(MUTANT_RESPAWNS_FIRST)
 		/* A new worker gets the area, or nobody does. */
 		if
@@ -388,13 +520,15 @@ end:
 #define KEPT true
 #endif
 
-/* What holds in the end: nobody has left the lock taken. */
+/* What holds in the end: nobody has left the lock taken. One that was killed while it gave the
+   turn may leave it to a worker that waits no more: the next that waits takes it over. */
+#define NO_TURN (turn == 0 || crashes < CRASHES)
 #if WORKERS > 2
-#define FREE (writer == 0 && readers[0] == 0 && readers[1] == 0 && readers[2] == 0)
+#define FREE (writer == 0 && NO_TURN && readers[0] == 0 && readers[1] == 0 && readers[2] == 0)
 #elif WORKERS > 1
-#define FREE (writer == 0 && readers[0] == 0 && readers[1] == 0)
+#define FREE (writer == 0 && NO_TURN && readers[0] == 0 && readers[1] == 0)
 #else
-#define FREE (writer == 0 && readers[0] == 0)
+#define FREE (writer == 0 && NO_TURN && readers[0] == 0)
 #endif
 
 proctype Witness()

@@ -113,6 +113,8 @@ cdef bint recover_area(handle_t* h, uint32_t index) except -1:
     cdef int killed = CloseReason.KILLED
     store_release(&h.readers[index].readers, 0)
     h.readers[index].gave_up = 0
+    h.readers[index].pid = 0
+    h.readers[index].turn_due_ns = 0
     held = release_if_owner(&h.store.lock.writer, 1 + index) or held
     release_if_owner(&h.store.lock.turn, 1 + index)
     area.closed[killed] += open_connections(area)

@@ -26,7 +26,10 @@ cdef const char* MAINTENANCE_TEXT = (
     b"storage is in MAINTENANCE: reads and writes are refused until it is switched to "
     b"READ_WRITE (0x00010002) or READ_ONLY (0x00010001)"
 )
-cdef const char* LOCK_TEXT = b"the storage's lock could not be taken within 100 ms; try again"
+cdef const char* LOCK_TEXT = (
+    b"the storage's lock could not be taken in time: the worker that has it is stopped, "
+    b"or waits for a CPU; try again"
+)
 
 
 cdef inline void execute(const handle_t* h, const Op* op, Hold* hold,

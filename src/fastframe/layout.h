@@ -52,16 +52,24 @@ typedef struct {
 #define SLOT_PAGES ((SLOTS + SLOTS_A_PAGE - 1) / SLOTS_A_PAGE)
 
 /* One worker's side of the lock (lock.h), apart from the lines of others. Only that
-   worker writes it, and when it is dead its parent, which recovers it. */
+   worker writes it, but for `turn_due_ns`, and when it is dead its parent, which
+   recovers it. */
 typedef struct {
     /* How many holders of the read lock the worker has. */
     _Alignas(128) uint32_t readers;
-    /* Whether the lock was waited for in vain, and `claims` at that time. */
+    /* Whether the lock was waited for in vain, and `acquired` at that time. */
     uint32_t gave_up;
-    uint32_t claims_then;
+    uint32_t acquired_then;
     /* Whether another thread of this process kept the GIL for long after a wait. */
     uint32_t gil_is_busy;
-    uint32_t spare[28];
+    /* The worker's process; 0: there is none. */
+    uint32_t pid;
+    /* How often it had the lock, less what wrapped around. */
+    uint32_t holds;
+    /* While it waits: when it may have the turn (CLOCK_MONOTONIC, ns). 0: it does not
+       wait, or another has taken its turn over, for it stood still. */
+    uint64_t turn_due_ns;
+    uint32_t spare[24];
 } reader_t;
 
 /* One worker's own area. Only that worker writes it (its threads hold the
@@ -113,7 +121,7 @@ typedef struct {
     uint32_t checked;
     _Alignas(64) lock_t lock;
     /* How often the write lock was taken; its holder adds 1. */
-    uint32_t claims;
+    uint32_t acquired;
     /* State of the storage; written only under the write lock. */
     _Alignas(64) uint32_t state;
     /* How far a storage engine outside has come; 0 without one. Written only under the
@@ -181,6 +189,7 @@ static inline slot_t *slot_at(const handle_t *h, uint32_t index) {
 #define load_relaxed(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define load_seq_cst(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
 #define store_relaxed(p, v) __atomic_store_n((p), (v), __ATOMIC_RELAXED)
+#define store_seq_cst(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define add_seq_cst(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
 #define sub_release(p, v) __atomic_fetch_sub((p), (v), __ATOMIC_RELEASE)

@@ -22,6 +22,8 @@ cdef extern from "layout.h" nogil:
     ctypedef struct reader_t:
         uint32_t readers
         uint32_t gave_up
+        uint32_t pid
+        uint64_t turn_due_ns
 
     ctypedef struct lock_t:
         uint32_t writer
@@ -56,6 +58,7 @@ cdef extern from "layout.h" nogil:
         store_t* store
         reader_t* readers
         worker_t* areas
+        reader_t* my_reader
         worker_t* me
         uint32_t mine
         uint32_t workers

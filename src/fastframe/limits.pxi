@@ -24,12 +24,14 @@ cdef enum:
     # Tries of the lock before the GIL is given up (about 1 us); lock.h has those
     # before the CPU is.
     SPINS_WITH_GIL = 64
-    # Longest wait for the lock; then the request is answered OVERLOADED, and so are
+    # Longest waits for the lock; then the request is answered OVERLOADED, and so are
     # the next ones, at once, until somebody has had the lock again. A holder needs
-    # microseconds, and a busy system gives it its CPU back within some 10 ms, so only
-    # a stopped process is waited for so long. The event loop stands still meanwhile:
-    # a fifth of a heartbeat's period.
+    # microseconds. One that is stopped is waited for as long as it takes to find that
+    # out; one that may go on waits for its CPU, and a busy system was seen to let it
+    # wait for some 0.1 s. The event loop stands still meanwhile: a fifth of a
+    # heartbeat's period.
     LOCK_WAIT_NS = 100_000_000
+    STOPPED_WAIT_NS = 10_000_000
     # Map keys in a body that are neither str nor bin. Python's hashes of numbers are
     # no secret: whoever chooses keys that collide makes a dict of n cost n * n / 2
     # comparisons, half a million for so many.

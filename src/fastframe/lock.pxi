@@ -20,35 +20,45 @@ cdef extern from "lock.h" nogil:
     ctypedef struct wait_t:
         uint64_t began
 
+    ctypedef struct patience_t:
+        uint64_t whole
+        uint64_t for_stopped
+
     bint wait_for_lock(const handle_t* h, bint for_write, wait_t* wait,
-                       uint64_t limit_ns) noexcept
+                       patience_t patience) noexcept
+    void end_wait(const handle_t* h) noexcept
     void got_gil_back(const handle_t* h, const wait_t* wait) noexcept
 
 
 cdef inline bint acquire_read(const handle_t* h) noexcept:
-    """False: it was waited for in vain, for LOCK_WAIT_NS, now or not long ago."""
+    """False: it was waited for in vain, now or not long ago."""
     return try_read(h) or acquire_after_a_wait(h, False)
 
 
 cdef inline bint acquire_write(const handle_t* h) noexcept:
-    """False: it was waited for in vain, for LOCK_WAIT_NS, now or not long ago."""
+    """False: it was waited for in vain, now or not long ago."""
     return try_write(h) or acquire_after_a_wait(h, True)
 
 
 cdef bint acquire_after_a_wait(const handle_t* h, bint for_write) noexcept:
     cdef wait_t wait
+    cdef patience_t patience
     cdef bint in_time
     cdef int _spin
     if not may_wait(h):
         return False
     wait.began = 0
+    patience.whole = LOCK_WAIT_NS
+    patience.for_stopped = STOPPED_WAIT_NS
     while True:
         for _spin in range(SPINS_WITH_GIL):
             spin_hint()
             if try_write(h) if for_write else try_read(h):
+                if wait.began:
+                    end_wait(h)
                 return True
         with nogil:
-            in_time = wait_for_lock(h, for_write, &wait, LOCK_WAIT_NS)
+            in_time = wait_for_lock(h, for_write, &wait, patience)
         if not in_time:
             give_up(h)
             return False

@@ -1,3 +1,6 @@
+cdef extern from "<unistd.h>" nogil:
+    int getpid() noexcept
+
 cdef extern from "<sys/mman.h>" nogil:
     enum:
         MS_SYNC
@@ -70,6 +73,7 @@ cdef class Storage:
             )
         self.handle = attach(store, workers, worker, found.checked)
         check_heads(&self.handle)
+        self.handle.my_reader.pid = getpid()
         self.row_names = {}
         self.scratch.shared = new_scratch()
 

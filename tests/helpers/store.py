@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from iproto import _fastframe as ff
+from iproto.errors import OverloadedError
 from iproto.wire import State
 from tests.helpers.oracle import Reply, parse_responses, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
+
 # Places in version 2 of the layout.
 WRITER_AT = 64
 TURN_AT = 68
-CLAIMS_AT = 72
+ACQUIRED_AT = 72
 STATE_AT = 128
 ENGINE_AT = 136  # two words of 64 bits: how far an engine has come
 PAGE = 4096
@@ -25,6 +29,9 @@ SLOTS_A_PAGE = 7
 SLOT_SIZE = 576
 READERS_AT = SLOTS_AT + PAGE * 143
 READER_SIZE = 128
+PID_IN_READER = 16
+HOLDS_IN_READER = 20
+DUE_IN_READER = 24
 
 
 def slot_at(index: int) -> int:
@@ -83,6 +90,24 @@ def set_word(memory: mmap.mmap, place: int, value: int) -> None:
 def readers_at(worker: int) -> int:
     """Where a worker's count of readers is."""
     return READERS_AT + READER_SIZE * worker
+
+
+def word(memory: mmap.mmap, place: int) -> int:
+    """A word of the layout."""
+    return int.from_bytes(memory[place : place + 4], sys.byteorder)
+
+
+def set_due(memory: mmap.mmap, worker: int, due: int) -> None:
+    """As if the worker waited, and its turn were due at this time; 0: it does not wait."""
+    place = readers_at(worker) + DUE_IN_READER
+    memory[place : place + 8] = due.to_bytes(8, sys.byteorder)
+
+
+def patiently(call: Callable[..., T], *arguments: object) -> T:
+    """Calls again for as long as the lock cannot be taken."""
+    while True:
+        with contextlib.suppress(OverloadedError):
+            return call(*arguments)
 
 
 def put(place: int, value: bytes) -> Callable[[mmap.mmap], None]:

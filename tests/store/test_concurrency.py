@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import mmap
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,6 +24,7 @@ from tests.helpers.store import (
     WRITER_AT,
     ask,
     frames_over,
+    patiently,
     readers_at,
     set_word,
     shared,
@@ -34,8 +34,6 @@ from tests.helpers.store import (
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable, Iterator
-
-T = TypeVar("T")
 
 
 def telling(number: int) -> bytes:
@@ -99,7 +97,7 @@ READS: list[Callable[[ff.Storage], None]] = [
 
 
 def test_a_lock_that_another_worker_keeps_is_not_waited_for_without_end() -> None:
-    """Its writer keeps all out, its reader keeps writers out; all wait at once, for a second."""
+    """Its writer keeps all out, its reader keeps writers out; all wait at once."""
     calls: list[Callable[[], None]] = []
     held: list[tuple[mmap.mmap, ff.Storage, int]] = []
     for place, blocked in ((WRITER_AT, [*READS, *WRITES]), (readers_at(1), WRITES)):
@@ -240,13 +238,6 @@ while patiently(storage.read, 999) != b"stop":
         assert got == b"" or got == telling(got[0]), got
 print(done, refused)
 """
-
-
-def patiently(call: Callable[..., T], *arguments: object) -> T:
-    """Calls again for as long as the lock cannot be taken."""
-    while True:
-        with contextlib.suppress(OverloadedError):
-            return call(*arguments)
 
 
 class OtherProcess:

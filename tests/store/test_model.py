@@ -74,9 +74,10 @@ def verify(place: Path, *defines: str, mutant: bool = False) -> Verdict:
         # Waits have no end, so a lock that is left taken is a deadlock.
         "OPS=2",
         "OPS=1 STATES=3 HOLD=2",
+        "OPS=1 TURNS",
         "WORKERS=1 THREADS=2 OPS=2",
         # Waits may be given up; in the end the lock must be free.
-        "OPS=1 STATES=3 CRASHES=2 TIMEOUTS",
+        "OPS=1 STATES=3 CRASHES=2 TURNS TIMEOUTS",
         # Somebody gets something done, again and again.
         "LIVE",
     ],
@@ -94,10 +95,13 @@ MUTANTS = {
     "KEEPS_ITS_ONE": "invalid end state",
     # Of the writers'.
     "IGNORES_READERS": "assertion violated ((writing==1)&&(reading==0))",
-    "NEVER_KEEPS_ITS_CLAIM LIVE": "non-progress cycle",
-    "KEEPS_ITS_CLAIM TIMEOUTS": "assertion violated",
+    "NEVER_KEEPS_WRITER LIVE": "non-progress cycle",
+    "KEEPS_WRITER TIMEOUTS": "assertion violated",
     "STATE_OUTSIDE": "assertion violated  !((promised&&",
     "EARLY_REPLY": "assertion violated",
+    # Of the turn.
+    "TURN_SUFFICES TURNS OPS=1": "assertion violated",
+    "GIVES_BLINDLY TURNS": "assertion violated",
     # Of the slot; the readers find it out themselves.
     "IN_PLACE UNWATCHED": "assertion violated (first==value)",
     "FLIPS_FIRST UNWATCHED": "assertion violated (first==value)",

@@ -15,7 +15,7 @@ from iproto import ConfigError, FuncID
 from iproto.storage.file import open_storage
 from tests.helpers.harness import PATIENCE, Peer, replace_frame, serving, wait_until
 from tests.helpers.storage_files import patch, refused, serving_file, stop, wait_until_free, write
-from tests.helpers.store import CLAIMS_AT, ENGINE_AT, READERS_AT, TURN_AT, WRITER_AT
+from tests.helpers.store import ACQUIRED_AT, ENGINE_AT, READERS_AT, TURN_AT, WRITER_AT
 from tests.helpers.workers import pids
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def test_counters_begin_at_zero_and_locks_are_free(tmp_path: Path) -> None:
         file.storage.count_opened()
     patch(path, WRITER_AT, b"\x03\0\0\0")  # as it is left by a killed writer
     patch(path, TURN_AT, b"\x02\0\0\0")  # by one whose turn it was
-    patch(path, CLAIMS_AT, b"\x09\0\0\0")
+    patch(path, ACQUIRED_AT, b"\x09\0\0\0")
     patch(path, READERS_AT, b"\x01\0\0\0")  # and by a killed reader
     for workers in (3, 9, 1):
         with open_storage(path, workers) as file:
