@@ -8,7 +8,7 @@ end, and a received chunk settles the futures of all replies in it.
 from __future__ import annotations
 
 import warnings
-from asyncio import CancelledError, get_running_loop
+from asyncio import get_running_loop
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -25,22 +25,19 @@ from iproto.client.arguments import (
     pack_args,
     unpack_result,
 )
-from iproto.client.async_connection import Connection, Late
+from iproto.client.async_calls import run
+from iproto.client.async_connection import Connection
 from iproto.client.bulk import Bulk
-from iproto.client.link import Unexecuted
-from iproto.client.reasons import reply_timeout
 from iproto.client.route import Route
-from iproto.errors import Error, ReplyTooLongError, TextError
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Coroutine, Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
     from iproto.client.arguments import Build
-    from iproto.client.bulk import Rest
 
 
 class AsyncClient:
@@ -232,50 +229,9 @@ class AsyncClient:
     async def _do(self, func_id: int, body: bytes, outcome: int, timeout: float | None) -> Any:
         return await self._run(lambda f, w, d: f.request(func_id, body, outcome, w, d), timeout)
 
-    async def _run(self, build: Build, timeout: float | None, deadline: float = 0.0) -> Any:
-        """One call, from its frames to its result; ``deadline`` if it began earlier."""
+    def _run(self, build: Build, timeout: float | None) -> Coroutine[Any, Any, Any]:
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        deadline = deadline or monotonic() + seconds
-        connection = self._connection
-        loop = get_running_loop()
-        while True:
-            link = connection.open
-            if link is None or loop is not connection.loop:
-                connection.check_usable(loop)
-                # What is wrong with the arguments must not cost a connection.
-                build(connection.route.new_frames(), None, 0.0)
-                link = await connection.opened(loop, deadline, seconds)
-            waiter = loop.create_future()
-            first = build(link.frames, waiter, deadline)
-            if not link.flushing:
-                link.flush_soon()
-            if deadline < connection.timer_at:
-                connection.set_timer(deadline)
-            chunks = link.state.chunks
-            try:
-                return await waiter
-            except (CancelledError, GeneratorExit):
-                link.frames.forget(first)
-                raise
-            except Late:
-                raise reply_timeout(
-                    connection.route.target,
-                    seconds,
-                    dropped=link.suspect(chunks, seconds, monotonic()),
-                    missing=link.frames.bytes_missing,
-                ) from None
-            except Unexecuted as why:
-                partial = why.partial
-            # The server went away, and did not execute it: it is for the next one.
-            if partial is not None and isinstance(build, Bulk):
-                return await self._run_rest(build.rest(partial), seconds, deadline)
-
-    async def _run_rest(self, rest: Rest, seconds: float, deadline: float) -> list[Any]:
-        try:
-            rest.add(await self._run(rest.bulk, seconds, deadline))
-        except (Error, TextError, ReplyTooLongError) as error:
-            rest.fail(error)
-        return rest.outcome()
+        return run(self._connection, build, seconds, monotonic() + seconds)
 
     # The connection.
 

@@ -26,12 +26,10 @@ from iproto.client.arguments import (
     pack_args,
     unpack_result,
 )
-from iproto.client.blocking_link import Waiter
+from iproto.client.blocking_calls import connect, run
 from iproto.client.bulk import Bulk
-from iproto.client.link import Unexecuted
 from iproto.client.pool import Pool
 from iproto.client.route import Route
-from iproto.errors import Error, ReplyTooLongError, TextError
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from iproto.client.arguments import Build
-    from iproto.client.bulk import Rest
 
 
 class Client:
@@ -235,41 +232,8 @@ class Client:
         return self._run(lambda f, w, d: f.request(func_id, body, outcome, w, d), timeout)
 
     def _run(self, build: Build, timeout: float | None) -> Any:
-        """One call, from its frames to its result."""
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        return self._run_until(build, monotonic() + seconds, seconds)
-
-    def _run_until(self, build: Build, deadline: float, seconds: float) -> Any:
-        while True:
-            waiter = self._settled(build, deadline, seconds)
-            if waiter.error is None:
-                return waiter.result
-            if not isinstance(waiter.error, Unexecuted):
-                raise waiter.error
-            # The server went away, and did not execute it: it is for the next one.
-            if waiter.error.partial is not None and isinstance(build, Bulk):
-                return self._run_rest(build.rest(waiter.error.partial), deadline, seconds)
-
-    def _run_rest(self, rest: Rest, deadline: float, seconds: float) -> list[Any]:
-        try:
-            rest.add(self._run_until(rest.bulk, deadline, seconds))
-        except (Error, TextError, ReplyTooLongError) as error:
-            rest.fail(error)
-        return rest.outcome()
-
-    def _settled(self, build: Build, deadline: float, seconds: float) -> Waiter:
-        """Sends a call's frames, and waits for the outcome."""
-        waiter = Waiter()
-        pool = self._pool
-        try:
-            try:
-                pool.take(waiter, deadline, seconds).call(build, waiter, deadline, seconds)
-            finally:
-                pool.release(waiter)
-        except BaseException:
-            pool.release(waiter)  # again: a signal's handler may have cut that off
-            raise
-        return waiter
+        return run(self._pool, build, seconds, monotonic() + seconds)
 
     # The connection.
 
@@ -289,19 +253,7 @@ class Client:
             CallTimeoutError: there was no connection in time.
         """
         seconds = self._timeout if timeout is None else checked_timeout(timeout)
-        deadline = monotonic() + seconds
-        waiter = Waiter()
-        pool = self._pool
-        try:
-            try:
-                link = pool.take(waiter, deadline, seconds)
-                if not link.is_open():
-                    link.connect(deadline, seconds)
-            finally:
-                pool.release(waiter)
-        except BaseException:
-            pool.release(waiter)
-            raise
+        connect(self._pool, seconds, monotonic() + seconds)
 
     def close(self) -> None:
         """Closes; calls in flight and later ones raise ClientClosedError.
