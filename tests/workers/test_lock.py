@@ -55,15 +55,19 @@ def under_load(peer: Peer, frames: bytes) -> Iterator[None]:
 
 
 def to_each(running: ServerProcess, workers: list[int], count: int) -> dict[int, list[Peer]]:
-    """So many connections to each of these workers, which are all that answer."""
+    """So many connections to each of these workers, which are all that answer.
+
+    Those to other workers stay until the end: where few are, more are led to.
+    """
     found: dict[int, list[Peer]] = {pid: [] for pid in workers}
-    while min(map(len, found.values())) < count:
-        peer = running.peer()
-        pid = peer.ask(0x30001).value
-        if pid in found:
-            found[pid].append(peer)
-        else:
-            peer.sock.close()
+    with contextlib.ExitStack() as others:
+        while min(map(len, found.values())) < count:
+            peer = running.peer()
+            pid = peer.ask(0x30001).value
+            if pid in found:
+                found[pid].append(peer)
+            else:
+                others.enter_context(peer)
     return found
 
 
@@ -76,8 +80,8 @@ def test_a_holder_of_the_lock_that_is_frozen_costs_the_others_one_short_wait(
     load = b"".join(make(index, "x" * 200) for index in range(1000))
     with supervised("myservice:app", workers=3, cwd=with_app(str(tmp_path))) as running:
         victim, *others = pids(running)
-        peers = [peer for each in to_each(running, others, 15).values() for peer in each]
         one_to_each = one_each(running)
+        peers = [peer for each in to_each(running, others, 15).values() for peer in each]
         with lock_words(victim) as words, under_load(one_to_each[victim], load):
             freeze_holding(words, for_write=for_write)
             begun = time.monotonic()
