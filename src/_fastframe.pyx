@@ -25,8 +25,11 @@ declares to Cython what the other parts use of it.
     socket      receiving and sending
     bodycheck   one pass over a body before anything is built of it
     functions   UserFunction: how bodies are read; Call and CallBudget
+    clients     what each client may still do, in memory that workers share
+    guard       what a client may do: the functions that it may call, and its rate
     server      ServerFrames: frames in, replies out
     scan        bytes to Requests, and who answers each
+    rate        scanning no more than the client's rate permits
     calls       calls of user functions: they wait, run and are answered
     requests    requests to bytes
     dialect     which dialect a server speaks
@@ -57,6 +60,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.number cimport PyNumber_Index
 from cpython.object cimport PyObject
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_CheckExact
@@ -108,8 +112,11 @@ include "fastframe/buffer.pxi"
 include "fastframe/socket.pxi"
 include "fastframe/bodycheck.pxi"
 include "fastframe/functions.pxi"
+include "fastframe/clients.pxi"
+include "fastframe/guard.pxi"
 include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
+include "fastframe/rate.pxi"
 include "fastframe/calls.pxi"
 include "fastframe/requests.pxi"
 include "fastframe/dialect.pxi"

@@ -20,7 +20,7 @@ import socket
 import struct
 import sys
 import traceback
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,20 +159,37 @@ def echo_of(*, is_async: bool) -> dict[int, UserFunction]:
     return {USER_FUNCTION: callee_of(function, FIRST_USER_ROW, iproto.Config(), failures)}
 
 
-def new_frames(areas: int = 1, *, is_async: bool = False, in_file: bool = False) -> ServerFrames:
+def new_frames(
+    areas: int = 1, *, is_async: bool = False, in_file: bool = False, limited: bool = False
+) -> ServerFrames:
     from iproto._fastframe import ServerFrames
 
+    functions = echo_of(is_async=is_async)
+    # An older checkout may be counted too, which has no limits.
+    limits = all_limits(functions) if limited else {}
     return ServerFrames(
         new_storage(areas, in_file=in_file),
         mailru=False,
         max_body=1 << 20,
         max_calls=1000,
-        functions=echo_of(is_async=is_async),
+        functions=functions,
+        **limits,
     )
 
 
-def through_socket(what: Chunks, areas: int = 1, *, in_file: bool = False) -> Callable[[], None]:
-    frames = new_frames(areas, in_file=in_file)
+def all_limits(functions: dict[int, UserFunction]) -> dict[str, Any]:
+    """A client with rights, a rate and a number of calls that it never reaches."""
+    from iproto._fastframe import Clients, Guard, RateLimit
+
+    rate = RateLimit(1e9, 1_000_000)
+    guard = Guard(lambda func_id: func_id != SWITCH_READWRITE, functions, rate, 60_000)
+    return {"guard": guard, "account": Clients(areas=9, area=8).claim(1)}
+
+
+def through_socket(
+    what: Chunks, areas: int = 1, *, in_file: bool = False, limited: bool = False
+) -> Callable[[], None]:
+    frames = new_frames(areas, in_file=in_file, limited=limited)
     ours, theirs = socket.socketpair()
     theirs.settimeout(10.0)  # a scenario that waits for a reply in vain says so
     fd = ours.fileno()
@@ -221,9 +238,9 @@ def through_calls(what: Chunks) -> Callable[[], None]:
     return step
 
 
-def through_tasks(what: Chunks) -> Callable[[], None]:
+def through_tasks(what: Chunks, *, limited: bool = False) -> Callable[[], None]:
     """Functions that run as tasks; who runs them is not counted."""
-    frames = new_frames(is_async=True)
+    frames = new_frames(is_async=True, limited=limited)
     started: list[tuple[Call, tuple[str]]] = []
     ours, theirs = socket.socketpair()
     fd = ours.fileno()
@@ -294,6 +311,10 @@ def into_file(make: Callable[[int], bytes], depth: int, count: int) -> Scenario:
     return Scenario(depth * count, lambda: through_socket(chunks(make, depth, count), in_file=True))
 
 
+def limited(make: Callable[[int], bytes], depth: int, count: int) -> Scenario:
+    return Scenario(depth * count, lambda: through_socket(chunks(make, depth, count), limited=True))
+
+
 SCENARIOS = {
     "read, depth 1": scenario(through_socket, read, 1, 96),
     "read, depth 16": scenario(through_socket, read, 16, 6),
@@ -311,6 +332,13 @@ SCENARIOS = {
     "plain def, depth 1": scenario(through_calls, call, 1, 96),
     "plain def, depth 16": scenario(through_calls, call, 16, 6),
     "async def, depth 16": scenario(through_tasks, call, 16, 6),
+    "read, depth 1, all limits": limited(read, 1, 96),
+    "read, depth 16, all limits": limited(read, 16, 6),
+    "read, depth 256, all limits": limited(read, 256, 2),
+    "write, depth 16, all limits": limited(write, 16, 6),
+    "async def, depth 16, all limits": Scenario(
+        96, lambda: through_tasks(chunks(call, 16, 6), limited=True)
+    ),
     "client: read": Scenario(96, lambda: client_reads(96, 1)),
     "client: read_many of 1000": Scenario(1000, lambda: client_reads(1000, 1000)),
 }

@@ -19,6 +19,7 @@ cdef int queue_call(ServerFrames self, UserFunction function, const Request* req
     self.queue.append(call)
     self.queued += queue_cost(call)
     self.unanswered += 1
+    self.others += 1
     if self.running < self.max_calls:
         self.status |= CALLS
     return 1
@@ -52,6 +53,22 @@ cdef void note_startable(ServerFrames self) noexcept:
         self.status &= ~CALLS
 
 
+# Whose calls run now, and in which thread. Others may ask, too.
+cdef struct caller_t:
+    PyObject* frames
+    unsigned long thread
+
+cdef caller_t CALLER
+CALLER.frames = NULL
+
+
+def calling_peer():
+    """The peer whose call runs in this thread now; None outside of calls, and once one waits."""
+    if CALLER.frames == NULL or CALLER.thread != PyThread_get_thread_ident():
+        return None
+    return (<ServerFrames>CALLER.frames).peer
+
+
 cdef int run_calls(ServerFrames self, start) except -1:
     """Starts calls of the queue in their order, as many as a turn of the loop may have.
 
@@ -63,9 +80,13 @@ cdef int run_calls(ServerFrames self, start) except -1:
     cdef Call call
     cdef bytes body
     cdef bint whole = False
+    global CALLER
+    cdef caller_t before = CALLER
     if self.calling:
         return 0  # a function that runs asks for more of them
     self.calling = True
+    CALLER.frames = <PyObject*>self
+    CALLER.thread = PyThread_get_thread_ident()
     try:
         while (left and PyList_GET_SIZE(self.queue) and self.running < self.max_calls
                and not self.status & UNSENT and not self.discarded
@@ -82,6 +103,7 @@ cdef int run_calls(ServerFrames self, start) except -1:
         whole = True
     finally:
         self.calling = False
+        CALLER = before
         if whole:
             note_startable(self)
         else:
@@ -99,6 +121,10 @@ cdef int run_call(ServerFrames self, Call call, bytes body, start) except -1:
     try:
         arguments = read_arguments(function, body)
         if function.is_async:
+            if call_limit(self) and not begin_call(self.account, call_limit(self)):
+                text = f"{call_limit(self)} calls of this client are running, its limit; try again"
+                refuse_call(self, call, OVERLOADED, text)
+                return 0
             call.budget = budget
             budget.running += 1
             self.running += 1
@@ -117,6 +143,8 @@ cdef bint end_call(ServerFrames self, Call call) noexcept:
     call.budget.running -= 1
     call.budget = None
     self.running -= 1
+    if call_limit(self):
+        end_call_of(self.account)
     note_startable(self)
     return True
 

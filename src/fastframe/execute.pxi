@@ -1,7 +1,7 @@
 # The rules of the built-in functions over the store: one Op in, one Result out.
 # Frames of a connection and the methods of Storage both come through here.
 #
-# Checked in this order: the body, the lock, the storage's state, the index. So a write
+# Checked in this order: the body, the right, the lock, the storage's state, the index. So a write
 # to an index that does not exist tells the state and changes nothing, which
 # is how `iproto state` finds it out.
 
@@ -30,6 +30,9 @@ cdef const char* LOCK_TEXT = (
     b"the storage's lock could not be taken in time: the worker that has it is stopped, "
     b"or waits for a CPU; try again"
 )
+cdef const char* NOT_PERMITTED_TEXT = (
+    b"this client may not call this function, or not at this address"
+)
 
 
 cdef inline void execute(const handle_t* h, const Op* op, Hold* hold,
@@ -47,7 +50,7 @@ cdef inline void execute_read(const handle_t* h, const Op* op, const Hold* hold,
                               Result* result) noexcept nogil:
     cdef content_t content
     if unlikely_so(hold.state != READ_WRITE) and hold.state != READ_ONLY:
-        refuse_hold(result, hold)
+        refuse_hold(result, hold, op.row)
     elif unlikely_so(<uint64_t>op.index >= SLOTS):
         refuse_index(result, op.index)
     elif unlikely_so(not slot_read(h, <uint32_t>op.index, &content)):
@@ -61,9 +64,9 @@ cdef inline void execute_read(const handle_t* h, const Op* op, const Hold* hold,
 cdef inline void execute_replace(const handle_t* h, const Op* op, const Hold* hold,
                                  Result* result) noexcept nogil:
     if op.length > SLOT_BYTES:
-        refuse_length(result, op.length)
+        refuse_length(result, hold, op.length)
     elif unlikely_so(hold.state != READ_WRITE):
-        refuse_hold(result, hold)
+        refuse_hold(result, hold, op.row)
     elif unlikely_so(<uint64_t>op.index >= SLOTS):
         refuse_index(result, op.index)
     else:
@@ -73,8 +76,10 @@ cdef inline void execute_replace(const handle_t* h, const Op* op, const Hold* ho
 
 cdef inline void execute_switch(const handle_t* h, const Op* op, Hold* hold,
                                 Result* result) noexcept nogil:
-    if hold.kind == HOLDS_NOTHING:
-        refuse_hold(result, hold)
+    if hold.forbidden >> op.row & 1:
+        hold.refused = REFUSED
+    if hold.kind == HOLDS_NOTHING or hold.forbidden >> op.row & 1:
+        refuse_hold(result, hold, op.row)
         return
     if op.row == ROW_SWITCH_READONLY:
         hold.state = READ_ONLY
@@ -99,9 +104,11 @@ cdef void refuse(Result* result, uint32_t code, const char* text) noexcept nogil
     result.length = <uint32_t>strlen(text)
 
 
-cdef void refuse_hold(Result* result, const Hold* hold) noexcept nogil:
-    """For want of the lock, or for the state that was found under it."""
-    if hold.kind == HOLDS_NOTHING:
+cdef void refuse_hold(Result* result, const Hold* hold, int row) noexcept nogil:
+    """For want of the right or of the lock, or for the state that was found under it."""
+    if hold.forbidden >> row & 1:
+        refuse(result, NOT_PERMITTED, NOT_PERMITTED_TEXT)
+    elif hold.kind == HOLDS_NOTHING:
         refuse(result, OVERLOADED, LOCK_TEXT)
     elif hold.state == READ_ONLY:
         refuse(result, READ_ONLY_CODE, READ_ONLY_TEXT)
@@ -130,7 +137,10 @@ cdef void refuse_index(Result* result, int64_t index) noexcept nogil:
     refuse(result, NUMBER_OUT_OF_RANGE, result.made)
 
 
-cdef void refuse_length(Result* result, uint64_t length) noexcept nogil:
+cdef void refuse_length(Result* result, const Hold* hold, uint64_t length) noexcept nogil:
+    if hold.forbidden >> ROW_REPLACE & 1:
+        refuse_hold(result, hold, ROW_REPLACE)
+        return
     snprintf(result.made, ERROR_TEXT, b"string of %llu bytes is over the limit of %d",
              <unsigned long long>length, SLOT_BYTES)
     refuse(result, ILLEGAL_PARAMS, result.made)
@@ -145,7 +155,7 @@ cdef bytes execute_alone(const handle_t* h, const Op* op):
     cdef Result result
     cdef uint8_t[SLOT_BYTES] text
     cdef Hold hold
-    begin_hold(&hold)
+    begin_hold(&hold, 0)
     hold_for(&hold, h, op.row)
     execute(h, op, &hold, &result)
     if result.code == OK and result.text != NULL:

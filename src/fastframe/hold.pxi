@@ -6,6 +6,8 @@ cdef enum:
     HOLDS_NOTHING = 0
     HOLDS_READ = 1
     HOLDS_WRITE = 2
+    # The write lock for one operation: the next one may be one that is forbidden.
+    HOLDS_ONE_WRITE = 3
 
 cdef struct Hold:
     int kind
@@ -15,6 +17,9 @@ cdef struct Hold:
     # The lock was waited for in vain: the rest of the chunk is answered OVERLOADED at
     # once, not after a wait for each frame.
     bint in_vain
+    # A bit for each row that this client may not call, and whether it did: REFUSED or 0.
+    uint32_t forbidden
+    int refused
     # State of the storage: it does not change under the lock but by the holder's own
     # switch. NO_STATE without the lock, which then is the one thing left to look at.
     uint32_t state
@@ -23,8 +28,10 @@ cdef enum:
     NO_STATE = 0
 
 
-cdef inline void begin_hold(Hold* hold) noexcept nogil:
+cdef inline void begin_hold(Hold* hold, uint32_t forbidden) noexcept nogil:
     hold.kind = HOLDS_NOTHING
+    hold.forbidden = forbidden
+    hold.refused = 0
     hold.reads_left = hold.in_vain = 0
     hold.state = NO_STATE
 
@@ -37,7 +44,7 @@ cdef inline void hold_for(Hold* hold, const handle_t* h, int row) noexcept:
         hold.reads_left -= 1
     else:
         if hold.kind != HOLDS_WRITE or hold.frames_left <= 0:
-            hold_for_writes(hold, h)
+            hold_for_writes(hold, h, row)
         # This write, and the reads since the last one.
         hold.frames_left -= 1 + hold.reads_given - hold.reads_left
         if hold.kind == HOLDS_WRITE:
@@ -46,6 +53,10 @@ cdef inline void hold_for(Hold* hold, const handle_t* h, int row) noexcept:
 
 cdef inline void hold_for_reads(Hold* hold, const handle_t* h) noexcept:
     let_go(hold, h)
+    if unlikely_so(hold.forbidden >> ROW_READ & 1):
+        hold.refused = REFUSED
+        hold.reads_left = 1  # to be refused
+        return
     if not hold.in_vain and acquire_read(h):
         hold.kind = HOLDS_READ
         hold.state = load_relaxed(&h.store.state)
@@ -55,12 +66,17 @@ cdef inline void hold_for_reads(Hold* hold, const handle_t* h) noexcept:
         hold.reads_left = 1  # to be refused
 
 
-cdef inline void hold_for_writes(Hold* hold, const handle_t* h) noexcept:
+cdef inline void hold_for_writes(Hold* hold, const handle_t* h, int row) noexcept:
     let_go(hold, h)
     hold.frames_left = FRAMES_A_HOLD
     hold.reads_given = 0
+    if unlikely_so(hold.forbidden >> row & 1):
+        hold.refused = REFUSED
+        return
     if not hold.in_vain and acquire_write(h):
         hold.kind = HOLDS_WRITE
+        if unlikely_so(hold.forbidden & (1 << ROW_READ | 1 << ROW_REPLACE)):
+            hold.kind = HOLDS_ONE_WRITE
         hold.state = load_relaxed(&h.store.state)
     else:
         hold.in_vain = True
@@ -69,7 +85,7 @@ cdef inline void hold_for_writes(Hold* hold, const handle_t* h) noexcept:
 cdef inline void let_go(Hold* hold, const handle_t* h) noexcept nogil:
     if hold.kind == HOLDS_READ:
         release_read(h)
-    elif hold.kind == HOLDS_WRITE:
+    elif hold.kind != HOLDS_NOTHING:
         release_write(h)
     hold.kind = HOLDS_NOTHING
     hold.reads_left = 0

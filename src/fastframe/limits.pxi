@@ -53,3 +53,10 @@ cdef enum:
     # Calls that have left a queue's list before it is shortened: then that costs less
     # than a call.
     QUEUE_SLACK = 256
+    # Requests taken from a client's rate at once, for the frames that may be in 12 KiB. What
+    # is not needed is given back some 50 us later, and is missing to its other connections
+    # until then.
+    FRAMES_A_WINDOW = 1024
+    # Requests over a client's rate that are answered so; later ones wait unread until the
+    # rate permits one. Each answer costs about what a read costs.
+    REFUSALS_IN_A_ROW = 64

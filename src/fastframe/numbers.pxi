@@ -4,7 +4,7 @@ cdef extern from *:
     """
     _Static_assert(SLOTS == 1000 && SLOT_BYTES == 256,
                    "layout.h and schema/iproto.toml differ");
-    _Static_assert(CODES > 13 && REASONS >= 17,
+    _Static_assert(CODES > 13 && REASONS >= 18,
                    "the store has too little room for the counters");
     """
 
@@ -151,6 +151,8 @@ HAS_UNSENT = 16
 HAS_ENDED = 32
 IS_BROKEN = 64
 HAS_OVERFLOWED = 128
+IS_PAUSED = 256
+HAS_REFUSED = 512
 cdef enum:
     CALLS = 1  # calls wait that start_calls() may start
     MORE = 2  # frames wait for resume()
@@ -160,6 +162,8 @@ cdef enum:
     ENDED = 32  # the peer has ended its side of the stream
     BROKEN = 64  # the socket failed: reset, most likely
     OVERFULL = 128  # a reply was dropped, for max_unsent bytes wait to be sent
+    PAUSED = 256  # with HAS_MORE: the client is over its rate; go on after pause_seconds()
+    REFUSED = 512  # a call was not permitted; clear_refused() when that is noted
 
 # What ClientFrames makes of a reply.
 AS_RESPONSE = 0

@@ -35,7 +35,7 @@ cdef size_t scan(ServerFrames self, const uint8_t* data, size_t size,
     cdef Request request
     cdef Hold hold
     cdef int found, row
-    begin_hold(&hold)
+    begin_hold(&hold, self.guard.forbidden)
     try:
         while True:
             found = next_frame(data + at, size - at, self.max_body, &request)
@@ -58,6 +58,7 @@ cdef size_t scan(ServerFrames self, const uint8_t* data, size_t size,
             at += HEADER_BYTES + request.length
     finally:
         let_go(&hold, h)
+    self.status |= hold.refused
     return size if self.status & CLOSING else at
 
 
@@ -80,8 +81,10 @@ cdef inline void reply(ServerFrames self, const Request* request, int row,
 
 cdef inline void count(ServerFrames self, int row, int column) noexcept:
     self.me.requests[row][column] += 1
-    if row < FIRST_USER:  # users' calls are timed when they are answered
+    if row < FIRST_USER:
         self.done.frames[row] += 1
+    else:  # users' calls are timed when they are answered
+        self.others += 1
 
 
 cdef void fail(ServerFrames self, const Request* request, int row, uint32_t code,
@@ -116,6 +119,8 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
         return False
     function = PyDict_GetItem(self.functions, request.func_id) if self.functions else NULL
     if function == NULL:
+        if not permits(self, request.func_id):
+            return refuse_right(self, request)
         snprintf(text, ERROR_TEXT, b"no function 0x%08x here", request.func_id)
         fail(self, request, ROW_UNKNOWN, UNSUPPORTED_COMMAND, text)
         return True
@@ -124,7 +129,7 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
 
 cdef int begin_close(ServerFrames self, reason) except -1:
     """No frame after this one is looked at."""
-    self.status = (self.status | CLOSING) & ~(MORE | FULL)
+    self.status = (self.status | CLOSING) & ~(MORE | FULL | PAUSED)
     self.close_reason = reason
     return 0
 
@@ -143,7 +148,7 @@ cdef void drop_all(ServerFrames self) noexcept:
     self.discarded = True
     self.queue.clear()
     self.queue_at = 0
-    self.status = (self.status | CLOSING) & ~(MORE | FULL | CALLS | UNSENT)
+    self.status = (self.status | CLOSING) & ~(MORE | FULL | PAUSED | CALLS | UNSENT)
     self.frame_ns = 0
     if not self.busy:  # else what calls this stands in the middle of it
         consume(&self.input, size_of(&self.input))
@@ -166,7 +171,7 @@ cdef int refuse_body(ServerFrames self, const Request* request) except -1:
     snprintf(text, ERROR_TEXT,
              b"body of %u bytes is over the limit of %u; closing the connection, "
              b"for what follows cannot be told apart", request.length, self.max_body)
-    fail(self, request, row_of(self.functions, request.func_id), ILLEGAL_PARAMS, text)
+    fail(self, request, row_of(known_functions(self), request.func_id), ILLEGAL_PARAMS, text)
     return begin_close(self, CloseReason.BODY_TOO_LARGE)
 
 

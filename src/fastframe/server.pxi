@@ -16,6 +16,9 @@ cdef class ServerFrames:
         queue_timeout: seconds that a call may wait; then it is answered OVERLOADED.
         max_unsent: bytes of replies that may wait to be sent; a reply of a user
             function over it is dropped (``HAS_OVERFLOWED``), unless it is the only one.
+        guard: what this client may do; None: all. ``functions`` are those that it may call.
+        account: its place in the table of clients, for the limits of ``guard``.
+        peer: what ``calling_peer`` returns while a call of this connection runs.
 
     An exception out of a method that executes or answers (out of memory, most likely)
     breaks the stream: ``status`` has ``IS_BROKEN``, nothing is executed or sent any
@@ -61,13 +64,19 @@ cdef class ServerFrames:
     # understand a SHUTDOWN which they did not ask for.
     cdef uint8_t[HEADER_BYTES] first_header
     cdef readonly bint knows_shutdown
+    # What this client may do.
+    cdef guard_t guard
+    cdef Guard kind
+    cdef Account account
+    cdef object peer
     # Bytes received in all, and how many there will be when a drain is done.
     cdef readonly uint64_t received
     cdef uint64_t drain_at
     cdef bint draining
     cdef object drain_reason
-    # Of the chunk being executed: built-in frames by row, replies, clock.
+    # Of the chunk being executed: built-in frames by row, other frames, replies, clock.
     cdef Done done
+    cdef uint32_t others
     cdef uint8_t* out
     cdef uint64_t arrived
     # While a chunk is executed: see forbid_reentry.
@@ -76,7 +85,8 @@ cdef class ServerFrames:
     def __cinit__(self, Storage storage not None, *, bint mailru, uint32_t max_body,
                   uint32_t max_calls, dict functions not None, CallBudget budget=None,
                   size_t max_queue=DEFAULT_QUEUE, double queue_timeout=10.0,
-                  size_t max_unsent=DEFAULT_UNSENT):
+                  size_t max_unsent=DEFAULT_UNSENT, Guard guard=None, Account account=None,
+                  peer=None):
         self.storage = storage
         self.me = storage.handle.me
         self.mailru = mailru
@@ -88,6 +98,10 @@ cdef class ServerFrames:
         self.max_queue = max_queue
         self.queue_ns = <uint64_t>(queue_timeout * 1e9)
         self.max_unsent = max_unsent
+        self.kind = guard
+        self.account = account
+        self.peer = peer
+        begin_guard(&self.guard, guard, account)
         self.final_bytes = b""
         self.traffic_ns = clock_ns()
 
@@ -247,10 +261,13 @@ cdef class ServerFrames:
                                 uint8_t* scratch) except? 0:
         """Runs what it may of the data; counts and times it."""
         cdef size_t built
-        self.status &= ~(MORE | FULL)
+        self.status &= ~(MORE | FULL | PAUSED)
         memset(&self.done, 0, sizeof(Done))
         self.out = scratch
-        used[0] = scan(self, data, size, scratch + OUTPUT_LIMIT)
+        if unlikely_so(self.guard.arrival != NULL):
+            used[0] = scan_within_rate(self, data, size, scratch + OUTPUT_LIMIT)
+        else:
+            used[0] = scan(self, data, size, scratch + OUTPUT_LIMIT)
         built = self.out - scratch
         observe(self.me, &self.done, clock_ns() - self.arrived)
         self.me.bytes_out += built
@@ -363,6 +380,16 @@ cdef class ServerFrames:
         """Whether the client began as one does that speaks TLS: with a ClientHello."""
         return (self.received >= HEADER_BYTES and self.first_header[0] == 0x16
                 and self.first_header[1] == 3 and self.first_header[5] == 1)
+
+    def pause_seconds(self):
+        """Until the client's rate permits the next request: with ``IS_PAUSED``."""
+        if self.guard.arrival == NULL:
+            return 0.0
+        return rate_wait(self.guard.arrival, &self.guard.rate, clock_ns()) / 1e9
+
+    def clear_refused(self):
+        """Clears ``HAS_REFUSED``."""
+        self.status &= ~REFUSED
 
     def close(self, reason):
         """From now on nothing is executed; what was not, and what comes, is dropped."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from iproto.client.async_client import AsyncClient as AsyncClient
     from iproto.client.blocking_client import Client as Client
     from iproto.server.config import Config as Config
+    from iproto.server.listener_config import ListenerConfig as ListenerConfig
+    from iproto.server.peer import Peer as Peer
+    from iproto.server.peer import current_peer as current_peer
     from iproto.server.run import run as run
     from iproto.server.server import Server as Server
     from iproto.storage.file import open_storage as open_storage
@@ -29,8 +32,11 @@ _MODULE_OF = {
     "AsyncClient": "client.async_client",
     "Client": "client.blocking_client",
     "Config": "server.config",
+    "ListenerConfig": "server.listener_config",
+    "Peer": "server.peer",
     "Server": "server.server",
     "Storage": "_fastframe",
+    "current_peer": "server.peer",
     "open_storage": "storage.file",
     "run": "server.run",
 }
@@ -40,9 +46,12 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Config",
+    "ListenerConfig",
+    "Peer",
     "Server",
     "Storage",
     "__version__",
+    "current_peer",
     "open_storage",
     "run",
 ]

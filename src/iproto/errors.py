@@ -153,7 +153,7 @@ class InternalError(_CodedError):
 
 
 class NotPermittedError(_CodedError):
-    """This client, or this listener, may not call that function; only user functions send it."""
+    """This client, or this listener, may not call that function."""
 
     CODE = ReturnCode.NOT_PERMITTED
 
@@ -215,7 +215,7 @@ class OutcomeUnknownError(_CodedError):
 
 
 class RateLimitedError(_CodedError):
-    """Over a rate; only user functions send it."""
+    """Over a rate; user functions send it, too."""
 
     CODE = ReturnCode.RATE_LIMITED
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import termios
+from typing import Any
 
 # Seconds without traffic after which the system asks a peer whether it is still
 # there, seconds between two such probes, and probes without an answer after
@@ -69,21 +70,24 @@ class SpareDescriptor:
     def __init__(self) -> None:
         self._fd = -1
 
-    def accept(self, listener: socket.socket) -> socket.socket:
+    def accept(self, listener: socket.socket) -> tuple[socket.socket, Any]:
         """Accepts a connection, with the spare descriptor if no other is left.
 
         Call ``restore`` when the connection is closed.
+
+        Returns:
+            The connection, and the peer's address as the system has it.
 
         Raises:
             OSError: there is no connection, or no descriptor even so.
         """
         try:
-            return listener.accept()[0]
+            return listener.accept()
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or self._fd < 0:
                 raise
         self.close()
-        return listener.accept()[0]
+        return listener.accept()
 
     @property
     def is_used(self) -> bool:

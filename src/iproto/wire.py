@@ -103,9 +103,9 @@ class ReturnCode(enum.IntEnum):
     TIMEOUT = 0x4301
     """A user function ran out of its time."""
     RATE_LIMITED = 0x5002
-    """Over a rate; only user functions send it."""
+    """Over a rate; user functions send it, too."""
     NOT_PERMITTED = 0x0102
-    """This client, or this listener, may not call that function; only user functions send it."""
+    """This client, or this listener, may not call that function."""
     UNAVAILABLE = 0x4201
     """What stores the data has no quorum, nothing was executed; only user functions send it."""
     OUTCOME_UNKNOWN = 0x4402
@@ -193,6 +193,8 @@ class CloseReason(enum.IntEnum):
     """Its TLS handshake took longer than ``--tls-handshake-timeout``."""
     TLS_BUSY = 16
     """``--max-tls-handshakes`` were under way already."""
+    DENIED = 17
+    """Its address may not connect: ``--allow`` and ``--deny``."""
     # end of close reasons
 
 

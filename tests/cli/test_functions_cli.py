@@ -152,9 +152,8 @@ def test_a_page_that_is_none_disturbs_nobody(first: object) -> None:
 )
 def test_a_server_that_lies_about_its_functions_is_an_error_in_one_line(page: object) -> None:
     with serving(auction()) as served:
-        connections = served.server._connections
-        function = connections._functions[DESCRIBE]
-        connections._functions[DESCRIBE] = _answering(function, page)
+        functions = served.server._connections._permissions.functions
+        functions[DESCRIBE] = _answering(functions[DESCRIBE], page)
         code, text = failure("functions", url=served.url)
         assert (code, text.count("\n"), "the server's list of functions" in text) == (5, 1, True)
 

@@ -23,6 +23,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def peers() -> None:
+    listener = iproto.ListenerConfig(address=":8080", rights=("read", "call"), mode="0600")
+    iproto.Config(bind=(), listener=(listener,), acl=("10.0.0.0/8=read",), allow="10.0.0.0/8")
+    peer = iproto.current_peer()
+    assert_type(peer, iproto.Peer | None)
+    if peer is not None:
+        assert_type(peer.address, str)
+        assert_type(peer.uid, int | None)
+        assert_type(peer.rights.permits(0x00030001), bool)
+
+
 async def async_client(url: str) -> None:
     client = iproto.AsyncClient(url, dialect="vk", timeout=1.5)
     iproto.AsyncClient(url, dialect=iproto.Dialect.MAILRU)

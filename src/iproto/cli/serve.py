@@ -42,7 +42,7 @@ def add_serve(commands: Commands) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """One option for each field of Config, and the one of the settings file."""
     from iproto.server.config import Config
-    from iproto.server.settings import FILE_VARIABLE, default, variables
+    from iproto.server.settings import FILE_VARIABLE, has_option, shown_default, variables
 
     parser.add_argument(
         "--config",
@@ -51,9 +51,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         help="settings file, in TOML: max_body = 4096 and the like; options and variables win "
         f"over it ({FILE_VARIABLE})",
     )
-    for field in dataclasses.fields(Config):
-        standard = default(field)
-        shown = ", ".join(standard) if isinstance(standard, tuple) else standard
+    for field in filter(has_option, dataclasses.fields(Config)):
         variable = variables(field)[0]
         parser.add_argument(
             "--" + field.name.replace("_", "-"),
@@ -61,7 +59,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             action="append" if field.metadata.get("many") else "store",
             metavar=field.metadata.get("metavar") or "|".join(field.metadata["choices"]),
-            help=f"{field.metadata['help']} (default: {shown}; {variable})",
+            help=f"{field.metadata['help']} (default: {shown_default(field)}; {variable})",
         )
 
 

@@ -148,7 +148,7 @@ class HTTPServer(ThreadingMixIn, WSGIServer):
             if not self._free.acquire(timeout=ACCEPT_PAUSE):
                 raise TimeoutError
         try:
-            sock = self._spare.accept(self.socket)
+            sock, _ = self._spare.accept(self.socket)
         except OSError:
             with self._lock:
                 self._spare.restore()

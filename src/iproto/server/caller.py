@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from iproto.server.peer import context_of
+
 if TYPE_CHECKING:
     import asyncio
+    from contextvars import Context
     from typing import Any
 
     from iproto._fastframe import Call, ServerFrames
     from iproto.server.calls import CallTasks
+    from iproto.server.peer import Peer
     from iproto.server.tls import SecureStream
 
 
@@ -29,6 +33,7 @@ class Caller:
         frames: the connection's.
         stream: sends what they have to send: the frames themselves, or TLS around them.
         fd: its socket.
+        peer: whose calls they are.
         call_tasks: runs calls that are tasks.
         loop: the running loop.
     """
@@ -36,9 +41,11 @@ class Caller:
     __slots__ = (
         "_call_tasks",
         "_connection",
+        "_context",
         "_fd",
         "_flushing",
         "_loop",
+        "_peer",
         "_queue_timer",
         "_starting",
         "_stream",
@@ -52,11 +59,14 @@ class Caller:
         frames: ServerFrames,
         stream: ServerFrames | SecureStream,
         fd: int,
+        peer: Peer,
         call_tasks: CallTasks,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._connection: Answered | None = connection
         self._fd = fd
+        self._peer = peer
+        self._context: Context | None = None
         self._call_tasks = call_tasks
         self._loop = loop
         self._starting = False  # start() is at work
@@ -70,6 +80,13 @@ class Caller:
     def is_closed(self) -> bool:
         """Whether its connection is gone."""
         return self._connection is None
+
+    @property
+    def context(self) -> Context:
+        """In which the tasks of calls run; each in a copy."""
+        if self._context is None:
+            self._context = context_of(self._peer)
+        return self._context
 
     def start(self) -> None:
         """Starts calls that wait; those that must wait on are looked at when they are overdue."""

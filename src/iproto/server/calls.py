@@ -21,6 +21,7 @@ from iproto.wire import ReturnCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextvars import Context
 
     from iproto._fastframe import Call, ServerFrames
     from iproto.function import Function
@@ -102,6 +103,8 @@ class Caller(Protocol):
     tasks: dict[Call, asyncio.Future[None]]
 
     @property
+    def context(self) -> Context: ...
+    @property
     def is_closed(self) -> bool: ...
     def flush_soon(self, *, now: bool) -> None: ...
 
@@ -139,9 +142,10 @@ class CallTasks:
         """Runs a call; from Python 3.12 on at once, up to where it first waits."""
         coroutine = self._run(caller, call, arguments)
         if sys.version_info >= (3, 12):
-            task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+            context = caller.context.copy()
+            task = asyncio.Task(coroutine, loop=self._loop, eager_start=True, context=context)
         else:
-            task = self._loop.create_task(coroutine)
+            task = caller.context.run(self._loop.create_task, coroutine)
         if gate is not None:  # also of a task that is cancelled before it has begun
             task.add_done_callback(lambda _: gate.leave())
         if task.done():

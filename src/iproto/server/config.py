@@ -19,6 +19,14 @@ from iproto.address import (
 )
 from iproto.checks import MAX_SECONDS, checked_range
 from iproto.errors import ConfigError
+from iproto.server import networks
+from iproto.server.listener_config import (
+    DIALECTS,
+    ListenerConfig,
+    fixed_parts,
+    listener_from,
+    parse_listener,
+)
 from iproto.wire import Dialect
 
 MAX_BODY_CEILING = 1 << 30
@@ -43,8 +51,10 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:
         default: if nobody says anything.
         help: of its option.
         metadata: ``metavar`` or ``choices``, for its option too; ``many``, it may be
-            given several times; ``fixed``, it cannot change while the server runs;
-            ``env``, its variables; ``command_line_default``, if it is another there.
+            given several times; ``fixed``, it cannot change while the server runs, or a
+            function that takes a value and returns the part that cannot; ``env``, its
+            variables; ``command_line_default``, if it is another there; ``shown``, what
+            the default is called; ``file_only``, there is no option for it.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
@@ -54,7 +64,18 @@ class Config:
     """Settings of a server.
 
     Args:
-        bind: one address or several, each ``HOST:PORT`` or ``unix:PATH``.
+        bind: one listener or several, each ``HOST:PORT`` or ``unix:PATH``, or the short
+            form of a ListenerConfig, ``HOST:PORT?rights=read+call``. None for
+            127.0.0.1:8080, or for none where there are others.
+        listener: further listeners, each a :class:`ListenerConfig` or a dict of its fields.
+        admin_bind: listeners, as in ``bind``, at which the storage may be switched; where
+            there are any, the others have not the right ``admin`` unless their rights say so.
+        allow: networks like ``10.0.0.0/8`` or addresses; a TCP connection from elsewhere
+            is closed at accept. Empty for no such bound.
+        deny: networks or addresses; a TCP connection from there is closed at accept.
+        acl: who has which rights, ``10.0.0.0/8=read+call`` or ``uid:1000=all``, or a dict;
+            the narrowest network that fits counts, and together with the listener's rights.
+            Who is in none has no right. Empty for the listeners' rights alone.
         metrics_bind: ``HOST:PORT`` for /metrics, /healthz and /readyz; None or
             ``"off"`` for none. (``iproto serve`` has 127.0.0.1:8088 as default.)
         dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
@@ -101,11 +122,52 @@ class Config:
     """
 
     bind: tuple[str, ...] | str = _setting(
-        (f"{DEFAULT_HOST}:{DEFAULT_PORT}",),
-        "address to listen on: HOST:PORT, or unix:PATH; may be given several times",
+        None,
+        "address to listen on: HOST:PORT, or unix:PATH, with settings of this listener behind it "
+        "as in :8080?rights=read; may be given several times",
         metavar="ADDRESS",
         many=True,
-        fixed=True,
+        fixed=fixed_parts,
+        shown=f"{DEFAULT_HOST}:{DEFAULT_PORT}",
+    )
+    listener: tuple[ListenerConfig, ...] = _setting(
+        (),
+        "further listeners, each a table",
+        many=True,
+        fixed=fixed_parts,
+        file_only=True,
+    )
+    admin_bind: tuple[str, ...] | str = _setting(
+        (),
+        "address to listen on for those who may switch the storage; they may not at others then; "
+        "as --bind, may be given several times",
+        metavar="ADDRESS",
+        many=True,
+        fixed=fixed_parts,
+        shown="none",
+    )
+    allow: tuple[str, ...] | str = _setting(
+        (),
+        "network that may connect, like 10.0.0.0/8; others are closed at accept; may be given "
+        "several times",
+        metavar="CIDR",
+        many=True,
+        shown="all",
+    )
+    deny: tuple[str, ...] | str = _setting(
+        (),
+        "network that may not connect; may be given several times",
+        metavar="CIDR",
+        many=True,
+        shown="none",
+    )
+    acl: tuple[str, ...] | str = _setting(
+        (),
+        "network or user and its rights, like 10.0.0.0/8=read+call or uid:1000=all; who is in "
+        "none has no right; may be given several times",
+        metavar="WHO=RIGHTS",
+        many=True,
+        shown="none",
     )
     metrics_bind: str | None = _setting(
         None,
@@ -117,7 +179,7 @@ class Config:
     dialect: Dialect | str = _setting(
         "vk",
         "what body_length of a response counts: the body (vk), or return_code and body (mailru)",
-        choices=("vk", "mailru"),
+        choices=DIALECTS,
     )
     idle_timeout: float = _setting(
         30.0,
@@ -251,14 +313,10 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        bind = (self.bind,) if isinstance(self.bind, str) else self.bind
-        if not isinstance(bind, (tuple, list)) or not all(isinstance(text, str) for text in bind):
-            raise ConfigError(f"bind is {bind!r}; it must be an address, or a list of addresses")
-        if not bind:
-            raise ConfigError("bind is empty; give at least one address, like 127.0.0.1:8080")
-        for text in bind:
-            parse_address(text)
-        self._put("bind", tuple(bind))
+        self._check_listeners()
+        self._put("allow", networks.checked("allow", self.allow))
+        self._put("deny", networks.checked("deny", self.deny))
+        self._put("acl", networks.checked_acl(self.acl))
         if self.metrics_bind in ("", "off"):
             self._put("metrics_bind", None)
         if self.metrics_bind is not None:
@@ -301,10 +359,54 @@ class Config:
         self._check_tls()
         self._check_range("backlog", 1, 65_535, "connections")
 
+    def _check_listeners(self) -> None:
+        if isinstance(self.listener, (str, dict)) or not isinstance(self.listener, (tuple, list)):
+            raise ConfigError(f"listener is {self.listener!r}; it must be a list of tables")
+        self._put("listener", tuple(map(listener_from, self.listener)))
+        self._put("admin_bind", self._checked_binds("admin_bind"))
+        if getattr(self, "bind", None) is None:  # its default
+            default = () if self.listener else (f"{DEFAULT_HOST}:{DEFAULT_PORT}",)
+            self._put("bind", default)
+        self._put("bind", self._checked_binds("bind"))
+        if not (self.bind or self.listener):
+            raise ConfigError("bind is empty; give at least one address, like 127.0.0.1:8080")
+
+    def _checked_binds(self, name: str) -> tuple[str, ...]:
+        value = getattr(self, name)
+        texts = (value,) if isinstance(value, str) else value
+        if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"{name} is {texts!r}; it must be an address, or a list of addresses")
+        for text in texts:
+            parse_listener(text)
+        return tuple(texts)
+
+    @property
+    def listeners(self) -> tuple[ListenerConfig, ...]:
+        """All of them, with the rights and the dialect that each has in the end."""
+        binds = [*map(parse_listener, self.bind), *self.listener]
+        return tuple(
+            dataclasses.replace(
+                one,
+                rights=one.rights or (self.standard_rights,),
+                dialect=one.dialect or str(self.dialect),
+            )
+            for one in binds
+        ) + tuple(
+            dataclasses.replace(
+                one, rights=one.rights or ("all",), dialect=one.dialect or str(self.dialect)
+            )
+            for one in map(parse_listener, self.admin_bind)
+        )
+
+    @property
+    def standard_rights(self) -> str:
+        """The rights at a listener that says nothing of them."""
+        return "read+write+call" if self.admin_bind else "all"
+
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """``bind``, parsed."""
-        return tuple(parse_address(text) for text in self.bind)
+        """Those of all listeners."""
+        return tuple(one.place for one in self.listeners)
 
     @property
     def metrics_address(self) -> Address | None:

@@ -27,10 +27,12 @@ from iproto._fastframe import (
     HAS_ENDED,
     HAS_MORE,
     HAS_OVERFLOWED,
+    HAS_REFUSED,
     HAS_UNSENT,
     IS_BROKEN,
     IS_CLOSING,
     IS_FULL,
+    IS_PAUSED,
     ServerFrames,
 )
 from iproto.server import deadlines
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from iproto.server.calls import CallTasks
     from iproto.server.hangups import Hangups
+    from iproto.server.peer import Peer
     from iproto.server.tls import SecureStream
 
 
@@ -60,6 +63,8 @@ class Owner(Protocol):
 
     def closed(self, connection: Connection, reason: CloseReason) -> None: ...
     def failed(self, connection: Connection, error: Exception) -> None: ...
+    def refused(self, connection: Connection) -> None: ...
+    def paused(self, connection: Connection) -> None: ...
 
 
 def _guarded(step: Callable[[Connection], None]) -> Callable[[Connection], None]:
@@ -84,6 +89,7 @@ class Connection:
     Args:
         owner: the server; hears when the connection is closed.
         sock: accepted, non-blocking; closed by the connection.
+        peer: who is at the other end.
         frames: the connection's own, fresh.
         stream: moves the bytes between both: the frames themselves, or TLS around them.
         call_tasks: runs calls of user functions; None if the frames know none.
@@ -101,17 +107,20 @@ class Connection:
         "_linger",
         "_loop",
         "_owner",
+        "_pause",
         "_sock",
         "_stream",
         "_timer",
         "_watch",
         "frames",
+        "peer",
     )
 
     def __init__(
         self,
         owner: Owner,
         sock: socket.socket,
+        peer: Peer,
         frames: ServerFrames,
         stream: ServerFrames | SecureStream,
         call_tasks: CallTasks | None,
@@ -122,15 +131,17 @@ class Connection:
         self._owner = owner
         self._sock = sock
         self._fd = sock.fileno()
+        self.peer = peer
         self.frames = frames
         self._stream = stream
         self._loop = loop
         self._caller: Caller | None = None
         if call_tasks is not None:
-            self._caller = Caller(self, frames, stream, self._fd, call_tasks, loop)
+            self._caller = Caller(self, frames, stream, self._fd, peer, call_tasks, loop)
         # What the loop does for us.
         self._watch = SocketWatch(self._fd, hangups, loop)
         self._continuing = False  # _continue() is scheduled
+        self._pause: asyncio.TimerHandle | None = None  # until the client's rate permits more
         self._timer = loop.call_later(owner.idle_timeout, self._check)
         # The end.
         self._draining = False
@@ -258,6 +269,9 @@ class Connection:
             self._caller.start()
             if self._closed:  # by a function that ran
                 return
+        if frames.status & HAS_REFUSED:
+            frames.clear_refused()
+            self._owner.refused(self)
         status = frames.status
         if status & (IS_BROKEN | HAS_OVERFLOWED):
             reason = CloseReason.RESET if status & IS_BROKEN else CloseReason.SLOW_READER
@@ -268,6 +282,9 @@ class Connection:
             self._watch.set(self, writing=True)
         elif self._linger is not None:
             self._end_writing()
+        elif status & IS_PAUSED and not status & HAS_CALLS:
+            self._watch.set(self, hangup=True)
+            self._wait_for_rate()
         elif status & HAS_CALLS or (status & HAS_MORE and not status & IS_FULL):
             self._watch.set(self)
             self._continue_soon()
@@ -296,6 +313,18 @@ class Connection:
             if self.frames.status & HAS_MORE and not self.frames.status & IS_FULL:
                 self._stream.resume(self._fd)
             self._advance()
+
+    def _wait_for_rate(self) -> None:
+        """Reads nothing until the client's rate permits the next request."""
+        if self._pause is None:
+            wait = max(self.frames.pause_seconds(), deadlines.SHORTEST_PAUSE)
+            self._pause = self._loop.call_later(wait, self._end_pause)
+            self._owner.paused(self)
+
+    @_guarded
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._continue()
 
     def _wait_for_header(self) -> None:
         """Drained, and the client has not told yet whether it understands an announced end."""
@@ -340,6 +369,9 @@ class Connection:
         self._watch.set(self)  # before the rest: while it fails, the loop comes back
         self._closed = True
         self._timer.cancel()
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         self._sock.close()
         try:
             if self._caller is not None:

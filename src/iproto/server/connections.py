@@ -7,12 +7,13 @@ import heapq
 import logging
 import random
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import CallBudget, ServerFrames
 from iproto.errors import ConfigError
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
+from iproto.server.permissions import Permissions
 from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from iproto.server.certificates import Certificates
     from iproto.server.config import Config
     from iproto.server.gates import Gate
-    from iproto.server.handshakes import Handshakes
+    from iproto.server.handshakes import Arrival, Handshakes
+    from iproto.server.listener_config import ListenerConfig
+    from iproto.server.peer import Peer
     from iproto.server.repeats import Repeats
     from iproto.server.tls import SecureSocket, SecureStream
 
@@ -49,7 +52,7 @@ class Connections:
         self._storage = storage
         self._repeats = repeats
         self._budget = CallBudget(config.max_calls)
-        self._functions: dict[int, UserFunction] = {}
+        self._permissions = Permissions(config)
         self._call_tasks: CallTasks | None = None
         self._hangups: Hangups | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -80,7 +83,7 @@ class Connections:
             self._start_tls(loop)
         elif self._config.tls_key is not None or self._config.tls_client_ca is not None:
             raise ConfigError("tls_key and tls_client_ca need tls_cert; name the certificate")
-        self._functions = functions
+        self._permissions.functions = functions
         self._loop = loop
         self._hangups = Hangups(loop)
         if functions:
@@ -115,35 +118,55 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open) + len(self._handshakes or ())
 
-    def open(self, sock: socket.socket) -> None:
-        """Serves a socket: accepted, non-blocking and tuned."""
-        if self._handshakes is not None and sock.family != socket.AF_UNIX:
-            self._handshakes.begin(sock)
+    def open(self, sock: socket.socket, address: Any, listener: ListenerConfig) -> None:
+        """Serves a socket: accepted, non-blocking and tuned.
+
+        Args:
+            sock: the socket.
+            address: the peer's, as the system has it.
+            listener: settings of the listener that accepted it.
+        """
+        peer = self._permissions.peer_of(sock, address, listener)
+        if not self._permissions.may_connect(peer):
+            self._deny(sock, peer)
+        elif self._handshakes is not None and sock.family != socket.AF_UNIX:
+            self._handshakes.begin(sock, (peer, listener))
         else:
-            self._serve(sock, None)
+            self._serve(sock, peer, listener, None)
             self._storage.count_opened()
 
-    def _open_secure(self, secure: SecureSocket) -> None:
+    def _open_secure(self, secure: SecureSocket, arrival: Arrival) -> None:
         """Serves a socket whose handshake is done."""
-        connection = self._serve(secure.sock, secure)
+        peer, listener = arrival
+        peer = self._permissions.named(peer, listener, secure.session.peer_name)
+        connection = self._serve(secure.sock, peer, listener, secure)
         connection.begin()
         if self._draining:
             connection.drain()
 
-    def _serve(self, sock: socket.socket, secure: SecureSocket | None) -> Connection:
+    def _serve(
+        self,
+        sock: socket.socket,
+        peer: Peer,
+        listener: ListenerConfig,
+        secure: SecureSocket | None,
+    ) -> Connection:
         assert self._loop is not None, "start() comes first"
         assert self._hangups is not None
+        granted = self._permissions.granted(peer.rights)
         config = self._config
         frames = ServerFrames(
             self._storage,
-            mailru=config.dialect == "mailru",
+            mailru=listener.dialect == "mailru",
             max_body=config.max_body,
             max_calls=config.max_calls_per_connection,
-            functions=self._functions,
+            functions=granted.functions,
             budget=self._budget,
             max_queue=config.max_queue,
             queue_timeout=config.queue_timeout,
             max_unsent=config.max_unsent,
+            guard=granted.guard,
+            peer=peer,
         )
         stream: ServerFrames | SecureStream = frames
         if secure is not None:
@@ -151,10 +174,10 @@ class Connections:
 
             stream = SecureStream(secure, frames, self._tls_failed)
         connection = Connection(
-            self, sock, frames, stream, self._call_tasks, self._hangups, self._loop
+            self, sock, peer, frames, stream, self._call_tasks, self._hangups, self._loop
         )
         self._open.add(connection)
-        logger.debug("connection %d opened", sock.fileno())
+        logger.debug("connection %d from %s opened", sock.fileno(), peer)
         if config.max_connection_age:
             age = config.max_connection_age * (1.0 + random.uniform(0.0, AGE_JITTER))
             self._age_timers[connection] = self._loop.call_later(
@@ -165,6 +188,17 @@ class Connections:
     def _tls_failed(self, why: str) -> None:
         self._repeats.error(("TLS", why), "TLS with a client failed: %s", why)
 
+    def _deny(self, sock: socket.socket, peer: Peer) -> None:
+        sock.close()
+        self._storage.count_opened()
+        self._storage.count_closed(CloseReason.DENIED)
+        self._repeats.error(
+            ("denied", peer.client),
+            "closed a connection from %s: its address may not connect (--allow, --deny)",
+            peer,
+            level=logging.WARNING,
+        )
+
     # What a connection says.
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
@@ -172,7 +206,9 @@ class Connections:
         self._open.discard(connection)
         if connection in self._age_timers:
             self._age_timers.pop(connection).cancel()
-        logger.debug("connection %d closed: %s", connection.fileno, reason.name)
+        logger.debug(
+            "connection %d from %s closed: %s", connection.fileno, connection.peer, reason.name
+        )
         self._storage.count_closed(reason)
         if connection.frames.looks_like_tls:
             self._repeats.error(
@@ -188,7 +224,27 @@ class Connections:
 
     def failed(self, connection: Connection, error: Exception) -> None:
         """An error of ours has ended it."""
-        self._repeats.failure(f"connection {connection.fileno} is closed", error)
+        what = f"connection {connection.fileno} from {connection.peer} is closed"
+        self._repeats.failure(what, error)
+
+    def refused(self, connection: Connection) -> None:
+        """Its peer has called what it may not."""
+        self._repeats.error(
+            ("not permitted", connection.peer.client),
+            "refused a call by %s: it has the rights %s",
+            connection.peer,
+            connection.peer.rights,
+            level=logging.WARNING,
+        )
+
+    def paused(self, connection: Connection) -> None:
+        """Its client is so far over its rate that nothing is read for a while."""
+        self._repeats.error(
+            ("rate", connection.peer.client),
+            "%s sends more than its rate: its connection is not read for a while",
+            connection.peer,
+            level=logging.WARNING,
+        )
 
     def shed(self, target: int) -> None:
         """Announces the end to some connections, so that their clients come back elsewhere.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from iproto._fastframe import HAS_UNSENT
+from iproto._fastframe import HAS_UNSENT, IS_PAUSED
 from iproto.sockets import unacknowledged_bytes
 from iproto.wire import CloseReason
 
@@ -21,6 +21,10 @@ LINGER = 2.0
 # by it the client tells whether it understands an announced end. A client that has just
 # connected sends one within a round trip; one that is silent does not hold up a restart.
 HEADER_WAIT = 0.5
+
+# Seconds for which a connection over its client's rate is not read, at least: a client may
+# have very many, and each would wake for the same next request.
+SHORTEST_PAUSE = 0.05
 
 # Seconds between the looks at a connection that lingers while the server drains.
 LINGER_LOOK = 0.05
@@ -89,7 +93,7 @@ def time_left(
         return left, CloseReason.SLOW_READER
     if linger is not None:
         return linger.left(), frames.close_reason or CloseReason.CLIENT
-    if frames.unanswered:
+    if frames.unanswered or frames.status & IS_PAUSED:
         return allowed, CloseReason.IDLE  # it is the client that waits
     partial = frames.partial_seconds()
     if partial and reading:

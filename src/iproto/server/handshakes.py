@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from iproto._fastframe import Storage
     from iproto.server.certificates import Certificates
     from iproto.server.config import Config
+    from iproto.server.listener_config import ListenerConfig
+    from iproto.server.peer import Peer
     from iproto.server.repeats import Repeats
+
+    Arrival = tuple[Peer, ListenerConfig]
 
 logger = logging.getLogger("iproto.server")
 
@@ -38,10 +42,11 @@ _HANDSHAKE = 0x16
 class _Handshake:
     """One that is under way."""
 
-    __slots__ = ("deadline", "has_begun", "secure", "writing")
+    __slots__ = ("arrival", "deadline", "has_begun", "secure", "writing")
 
-    def __init__(self, secure: SecureSocket, deadline: float) -> None:
+    def __init__(self, secure: SecureSocket, arrival: Arrival, deadline: float) -> None:
         self.secure = secure
+        self.arrival = arrival
         self.deadline = deadline
         self.has_begun = False  # bytes came
         self.writing = False  # the loop watches for room
@@ -57,7 +62,7 @@ class Handshakes:
     Args:
         certificates: of the server.
         config: the limits.
-        serve: takes a socket whose handshake is done.
+        serve: takes a socket whose handshake is done, and what ``begin`` was given for it.
         on_end: hears that one has ended.
         storage: counts the connections.
         repeats: writes to the log what goes wrong.
@@ -68,7 +73,7 @@ class Handshakes:
         self,
         certificates: Certificates,
         config: Config,
-        serve: Callable[[SecureSocket], None],
+        serve: Callable[[SecureSocket, Arrival], None],
         on_end: Callable[[], None],
         storage: Storage,
         repeats: Repeats,
@@ -89,8 +94,13 @@ class Handshakes:
     def __len__(self) -> int:
         return len(self._open)
 
-    def begin(self, sock: socket.socket) -> None:
-        """Begins one at a socket: accepted, non-blocking and tuned."""
+    def begin(self, sock: socket.socket, arrival: Arrival) -> None:
+        """Begins one at a socket: accepted, non-blocking and tuned.
+
+        Args:
+            sock: the socket.
+            arrival: who has come, and where.
+        """
         if len(self._open) >= self._limit:
             sock.close()
             self._storage.count_opened()
@@ -103,7 +113,7 @@ class Handshakes:
             )
             return
         secure = SecureSocket(sock, self._certificates.new_session())
-        handshake = _Handshake(secure, self._loop.time() + self._timeout)
+        handshake = _Handshake(secure, arrival, self._loop.time() + self._timeout)
         self._loop.add_reader(handshake.fileno, self._on_readable, handshake)
         self._open[handshake] = None
         self._storage.count_opened()
@@ -181,7 +191,7 @@ class Handshakes:
             self._end(handshake, CloseReason.RESET)
             return
         if is_done:
-            self._serve(secure)
+            self._serve(secure, handshake.arrival)
             self._open.pop(handshake, None)
             self._on_end()
         else:
@@ -222,9 +232,7 @@ class Handshakes:
     def _fail(self, handshake: _Handshake, why: str) -> None:
         with contextlib.suppress(OSError):
             handshake.secure.push()  # the alert
-            logger.debug(
-                "TLS handshake with %s failed: %s", handshake.secure.sock.getpeername(), why
-            )
+            logger.debug("TLS handshake with %s failed: %s", handshake.arrival[0], why)
         self._end(handshake, CloseReason.TLS_FAILED)
         self._repeats.error(("TLS", why), "the TLS handshake with a client failed: %s", why)
 

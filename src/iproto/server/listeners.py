@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import stat
 import sys
 import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from iproto import leftovers
 from iproto.address import Address, address_of
 from iproto.errors import ConfigError
+from iproto.server.listener_config import ListenerConfig
+from iproto.server.rights import CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from iproto.server.config import Config
+
+logger = logging.getLogger("iproto.server")
 
 # Seconds from a drain's begin until every socket refuses, those without a live worker too.
 REFUSE_DELAY = 0.5
@@ -21,7 +32,85 @@ REFUSE_DELAY = 0.5
 LEFTOVERS_WAIT = 1.0
 
 
-def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socket]:
+class Listener(NamedTuple):
+    """A listening socket, and what it is set to."""
+
+    sock: socket.socket
+    config: ListenerConfig
+
+
+def with_settings(
+    sockets: Sequence[socket.socket], config: Config, *, from_systemd: bool
+) -> list[Listener]:
+    """Sockets that another process made, each with its settings.
+
+    Args:
+        sockets: one of each address, in their order.
+        config: the settings; if not ``from_systemd`` the sockets were made of its listeners.
+        from_systemd: whether they are systemd's, which has its own addresses.
+    """
+    if from_systemd or not sockets:  # a trial of an upgrade has none
+        return by_address(sockets, config)
+    return [Listener(sock, one) for sock, one in zip(sockets, config.listeners, strict=True)]
+
+
+def by_address(sockets: Iterable[socket.socket], config: Config) -> list[Listener]:
+    """Sockets that somebody else has bound, each with the settings for its address.
+
+    One that the settings do not name has those of a listener that says nothing of itself.
+    """
+    known = {one.place: one for one in config.listeners}
+    found = []
+    for sock in sockets:
+        place = address_of(sock)
+        standard = ListenerConfig(
+            address=str(place), rights=config.standard_rights, dialect=str(config.dialect)
+        )
+        found.append(Listener(sock, known.get(place, standard)))
+    return found
+
+
+def warn_of_strangers(listeners: Iterable[Listener], config: Config, level: int) -> None:
+    """A warning for each address outside this machine where whoever connects may switch.
+
+    Args:
+        listeners: those of the server.
+        config: its settings.
+        level: at which the server says where it serves; below INFO another process warns.
+    """
+    if config.allow or config.acl or config.tls_client_ca or level < logging.INFO:
+        return
+    for sock, one in listeners:
+        place = address_of(sock)
+        may_switch = any(one.granted.permits(func_id) for func_id in CLASSES["admin"])
+        if may_switch and not place.path and not _is_loopback(place.host):
+            logger.warning(
+                "whoever reaches %s may switch the storage to MAINTENANCE; give the switches an "
+                "address of their own (--admin-bind), or say who may connect (--allow) or do what "
+                "(--acl)",
+                place,
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "::1" or host.startswith("127.")
+
+
+def listen_as(one: ListenerConfig, backlog: int, copies: int = 1) -> list[socket.socket]:
+    """Listening sockets for a listener of the settings; as ``listen``."""
+    mode = one.mode if isinstance(one.mode, int) else None
+    group = None if one.group is None else str(one.group)
+    return listen(one.place, backlog, copies, mode=mode, group=group)
+
+
+def listen(
+    address: Address,
+    backlog: int,
+    copies: int = 1,
+    *,
+    mode: int | None = None,
+    group: str | None = None,
+) -> list[socket.socket]:
     """Listening, non-blocking sockets.
 
     Args:
@@ -30,6 +119,8 @@ def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socke
         copies: how many sockets are to share the address, each with a queue of
             its own, over which the system spreads the connections. Only Linux
             does that, and only for TCP; elsewhere one socket comes back.
+        mode: permissions of a unix socket; None for what the umask leaves.
+        group: name or number of its group; None for the process's own.
 
     Raises:
         ConfigError: in one line, what is wrong and what to do.
@@ -39,6 +130,11 @@ def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socke
     # The first is bound alone, so that an address in use is noticed: sockets
     # that share it would join those of another server, and steal from it.
     first = _bind(address, share=False)
+    try:
+        _set_access(address, mode, group)
+    except BaseException:
+        close(first)
+        raise
     if copies == 1:
         return [_start(first, address, backlog)]
     address = address_of(first)
@@ -53,6 +149,33 @@ def listen(address: Address, backlog: int, copies: int = 1) -> list[socket.socke
             sock.close()
         raise
     return sockets
+
+
+def _set_access(address: Address, mode: int | None, group: str | None) -> None:
+    """Says who may connect to a unix socket; nobody can before it listens."""
+    try:
+        if group is not None:
+            os.chown(address.path, -1, _group_number(address, group))
+        if mode is not None:
+            os.chmod(address.path, mode)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot set mode and group of {address}: {error.strerror}; this user must be a member "
+            "of the group"
+        ) from None
+
+
+def _group_number(address: Address, group: str) -> int:
+    if group.isdecimal():
+        return int(group)
+    import grp  # not at the top: few servers need it
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(
+            f"group of {address} is {group!r}; the system has no such group"
+        ) from None
 
 
 def refuse(listener: socket.socket) -> None:

@@ -20,8 +20,9 @@ MAX_KINDS = 256
 class _Period:
     """The time after a line, in which others of its kind are only counted."""
 
-    def __init__(self, text: str, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, text: str, level: int, timer: asyncio.TimerHandle) -> None:
         self.text = text
+        self.level = level
         self.timer = timer
         self.end = time.monotonic() + PERIOD
         self.more = 0
@@ -44,12 +45,14 @@ class Repeats:
         message: str,
         *args: object,
         exc_info: BaseException | None = None,
+        level: int = logging.ERROR,
     ) -> None:
         """Writes an error, or counts it.
 
         Args:
             kind: what makes two errors the same.
             message, args, exc_info: as for ``logging.Logger.error``.
+            level: of the line.
         """
         if kind not in self._periods and len(self._periods) >= MAX_KINDS:
             kind = None
@@ -58,9 +61,9 @@ class Repeats:
             period.more += 1
             return
         self._sum_up(kind)
-        self._logger.error(message, *args, exc_info=exc_info)
+        self._logger.log(level, message, *args, exc_info=exc_info)
         timer = asyncio.get_running_loop().call_later(PERIOD, self._sum_up, kind)
-        self._periods[kind] = _Period(message % args, timer)
+        self._periods[kind] = _Period(message % args, level, timer)
 
     def failure(self, what: str, error: Exception) -> None:
         """An error of our own ended something; where memory is short, thousands may.
@@ -88,4 +91,4 @@ class Repeats:
             return
         period.timer.cancel()
         if period.more:
-            self._logger.error("%s: and %d more", period.text, period.more)
+            self._logger.log(period.level, "%s: and %d more", period.text, period.more)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from iproto import forks
 from iproto._fastframe import Storage
+from iproto.server import listeners
 from iproto.server.acceptor import Acceptor
 from iproto.server.config import Config
 from iproto.server.connections import Connections
 from iproto.server.gates import Gate
 from iproto.server.heartbeat import Heartbeat
 from iproto.server.lifespan import Lifespan
+from iproto.server.listeners import Listener
 from iproto.server.repeats import Repeats
 from iproto.wire import DESCRIBE_FUNCTIONS
 from iproto.words import counted
@@ -63,7 +65,7 @@ class Server:
         app: App | None = None,
         storage: Storage | None = None,
         *,
-        inherited: Sequence[socket.socket] | None = None,
+        inherited: Sequence[socket.socket | Listener] | None = None,
     ) -> None:
         self.config = config if config is not None else Config()
         self.storage = storage if storage is not None else Storage()
@@ -152,9 +154,9 @@ class Server:
             await self._lifespan.open(self._app)
         try:
             if self._inherited is not None:
-                self._acceptor.inherit(self._inherited)
+                self._acceptor.inherit(self._inherited_listeners())
             else:
-                self._acceptor.listen(self.config.addresses, self.config.backlog)
+                self._acceptor.listen(self.config)
             self._heartbeat = Heartbeat(self.storage, loop)
             if make_metrics is not None:
                 self._metrics = make_metrics()
@@ -164,6 +166,7 @@ class Server:
             self._stop_heartbeat()
             await self._lifespan.close(LIFESPAN_WAIT)
             raise
+        listeners.warn_of_strangers(self._acceptor.listeners, self.config, self._level)
         self._acceptor.watch()
         self._accepting = True
         forks.register(self)
@@ -176,6 +179,13 @@ class Server:
             counted(len(functions.keys() - {DESCRIBE_FUNCTIONS}), "user function"),
             f", metrics on http://{self.metrics_address}/metrics" if self._metrics else "",
         )
+
+    def _inherited_listeners(self) -> list[Listener]:
+        """Those that are inherited: their maker has said how each is set, or its address does."""
+        return [
+            one if isinstance(one, Listener) else listeners.by_address([one], self.config)[0]
+            for one in self._inherited or ()
+        ]
 
     def _load_functions(self) -> dict[int, UserFunction]:
         """Gives each of the user functions its counter row, while there are rows."""
@@ -213,15 +223,15 @@ class Server:
 
     # Sharing connections with other workers.
 
-    def accept_at(self, sockets: Iterable[socket.socket], most: int | None = None) -> None:
-        """Accepts at these sockets and no others, which stay open.
+    def accept_at(self, inherited: Iterable[Listener], most: int | None = None) -> None:
+        """Accepts at these listeners and no others, which stay open.
 
         Args:
-            sockets: they listen, and were inherited.
+            inherited: they listen, and are not this process's alone.
             most: none is accepted while so many connections are open; None for no limit.
         """
         if self._accepting and not self._draining:
-            self._acceptor.accept_at(sockets, most)
+            self._acceptor.accept_at(inherited, most)
 
     def shed(self, target: int) -> None:
         """Announces the end to all connections but so many; see ``Connections.shed``."""
@@ -231,8 +241,8 @@ class Server:
 
     def descriptors(self) -> Iterator[int]:
         """All that a child must not have."""
-        for listener in self._acceptor.sockets:
-            yield listener.fileno()
+        for listener in self._acceptor.listeners:
+            yield listener.sock.fileno()
         yield from self._connections.descriptors()
         if self._metrics is not None:
             yield self._metrics.fileno()
@@ -243,7 +253,7 @@ class Server:
 
     def forget(self) -> None:
         """In a child: nothing is served, and no path of a unix socket is removed."""
-        self._acceptor.sockets.clear()
+        self._acceptor.listeners.clear()
         self._connections.forget()
         self._metrics = None
         self._accepting = False

@@ -29,6 +29,17 @@ def default(field: dataclasses.Field[Any]) -> Any:
     return field.metadata.get("command_line_default", field.default)
 
 
+def shown_default(field: dataclasses.Field[Any]) -> str:
+    """The default of a field of Config as help and documentation have it."""
+    shown = field.metadata.get("shown", default(field))
+    return ", ".join(shown) if isinstance(shown, tuple) else str(shown)
+
+
+def has_option(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field of Config has an option, and variables; else only the file has it."""
+    return not field.metadata.get("file_only")
+
+
 def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> Config:
     """The settings that are asked for: by the command line, else the environment, else the file.
 
@@ -44,7 +55,8 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) ->
     in_file = _read_file(path) if path else {}
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Config):
-        texts = [text for name in variables(field) if (text := environment.get(name))]
+        names = variables(field) if has_option(field) else ()
+        texts = [text for name in names if (text := environment.get(name))]
         if field.name in options:
             values[field.name] = _typed(field, options[field.name])
         elif texts:
@@ -120,8 +132,7 @@ def with_fixed(config: Config, running: Config) -> tuple[Config, list[str]]:
     kept = {
         field.name: getattr(running, field.name)
         for field in dataclasses.fields(Config)
-        if field.metadata.get("fixed")
-        and getattr(config, field.name) != getattr(running, field.name)
+        if field.metadata.get("fixed") and _fixed_part(field, config) != _fixed_part(field, running)
     }
     lines = [
         f"{name} is {_shown(getattr(config, name))} in the settings now, and cannot change while "
@@ -129,6 +140,12 @@ def with_fixed(config: Config, running: Config) -> tuple[Config, list[str]]:
         for name, value in kept.items()
     ]
     return dataclasses.replace(config, **kept), lines
+
+
+def _fixed_part(field: dataclasses.Field[Any], config: Config) -> Any:
+    value = getattr(config, field.name)
+    part = field.metadata["fixed"]
+    return part(value) if callable(part) else value
 
 
 def differences(config: Config, before: Config) -> str:
@@ -142,4 +159,6 @@ def differences(config: Config, before: Config) -> str:
 
 
 def _shown(value: Any) -> str:
-    return " and ".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return " and ".join(map(str, value)) or "none"
+    return str(value)

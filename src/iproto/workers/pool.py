@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from iproto.address import address_of
+from iproto.server import listeners
 from iproto.workers.place import find_place
 from iproto.workers.process import Position, Worker, describe_exit, launch
 from iproto.workers.worker import ACCEPT, EXIT_USAGE, LEAVE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from iproto._fastframe import Storage
     from iproto.metrics.collectors import WatchedFile
     from iproto.server.config import Config
+    from iproto.server.listeners import Listener
 
 logger = logging.getLogger("iproto.workers")
 
@@ -86,6 +88,14 @@ class Pool:
     def where(self) -> str:
         """The addresses, for the log."""
         return ", ".join(str(address_of(sockets[0])) for sockets in self.listeners)
+
+    def first_listeners(self) -> list[Listener]:
+        """One listener of each address, with its settings."""
+        return listeners.with_settings(
+            [sockets[0] for sockets in self.listeners],
+            self.config,
+            from_systemd=self.from_systemd,
+        )
 
     @property
     def status(self) -> str:

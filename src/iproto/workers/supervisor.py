@@ -140,6 +140,7 @@ class Supervisor:
                 if pool.failure is not None:
                     return pool.failure
                 return await self._stop(signals.get_nowait(), signals)
+            listeners.warn_of_strangers(pool.first_listeners(), pool.config, logging.INFO)
             logger.info(
                 "serving %s (dialect %s, %s)%s",
                 pool.where,
@@ -179,8 +180,8 @@ class Supervisor:
         if pool.listeners:
             pool.from_systemd = True
             return
-        for address in pool.config.addresses:
-            pool.listeners.append(listeners.listen(address, pool.config.backlog, copies=pool.count))
+        for one in pool.config.listeners:
+            pool.listeners.append(listeners.listen_as(one, pool.config.backlog, pool.count))
 
     async def _start_all(self, signals: asyncio.Queue[int]) -> bool:
         """Whether all first workers are ready; no if one cannot start, or at a signal."""

@@ -33,6 +33,8 @@ from iproto.server.startup import leave, load_app, reset_process
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from iproto.server.listeners import Listener
+
 logger = logging.getLogger("iproto.workers")
 
 SPEC_VARIABLE = "IPROTO_WORKER"
@@ -103,7 +105,10 @@ def main() -> int:
     set_up_logging(config.log_level)
     # One object for each descriptor, though several positions may share a listener.
     sockets = {fd: socket.socket(fileno=fd) for fd in {fd for fds in spec.listeners for fd in fds}}
-    queues = [[sockets[fd] for fd in fds] for fds in spec.listeners]
+    queues = [
+        listeners.with_settings([sockets[fd] for fd in fds], config, from_systemd=spec.from_systemd)
+        for fds in spec.listeners
+    ]
     control = socket.socket(fileno=spec.control)
     held = _Held(spec.storage, [control, *sockets.values()])
     try:
@@ -157,7 +162,7 @@ class _Held:
 
 
 async def _serve(
-    server: Server, spec: WorkerSpec, control: socket.socket, queues: list[list[socket.socket]]
+    server: Server, spec: WorkerSpec, control: socket.socket, queues: list[list[Listener]]
 ) -> int:
     loop = asyncio.get_running_loop()
     end: asyncio.Future[str] = loop.create_future()
@@ -216,9 +221,7 @@ class _Share:
         queues: listeners by position; positions may have the same ones.
     """
 
-    def __init__(
-        self, server: Server, position: int, queues: Sequence[Sequence[socket.socket]]
-    ) -> None:
+    def __init__(self, server: Server, position: int, queues: Sequence[Sequence[Listener]]) -> None:
         self._server = server
         self._positions = {position}
         self._queues = queues
@@ -253,14 +256,14 @@ class _Share:
     def _accept(self) -> None:
         all_positions = range(len(self._queues))
         positions = self._positions if self._limit is None else all_positions
-        sockets = [sock for position in positions for sock in self._queues[position]]
-        self._server.accept_at(sockets, self._limit)
+        wanted = [one for position in positions for one in self._queues[position]]
+        self._server.accept_at(wanted, self._limit)
 
 
-def _refuse(queues: list[list[socket.socket]]) -> None:
+def _refuse(queues: list[list[Listener]]) -> None:
     for queue in queues:
-        for sock in queue:
-            listeners.refuse(sock)
+        for listener in queue:
+            listeners.refuse(listener.sock)
 
 
 async def _recover_dead_workers(server: Server, spec: WorkerSpec) -> None:
