@@ -48,7 +48,9 @@ def describe_error(error: ssl.SSLError) -> str:
     """What went wrong, in plain words; OpenSSL's own where there are none."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = error.verify_message.removesuffix(".")
-        return f"the peer's certificate is refused: {text[:1].lower()}{text[1:]}"
+        if text[1:2].islower():
+            text = text[0].lower() + text[1:]
+        return f"the peer's certificate is refused: {text}"
     reason = error.reason or ""
     return _REASONS.get(reason) or reason.replace("_", " ").lower() or str(error)
 
@@ -121,11 +123,11 @@ class Session:
             self.ended = True
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Encrypts what is to go to the peer; ``take`` has it then."""
-        sent = self._tls.write(data)
-        while sent < len(data):
-            sent += self._tls.write(memoryview(data)[sent:])
+        sent = 0
+        while sent < len(data):  # one record after the other
+            sent += self._tls.write(memoryview(data)[sent:] if sent else data)
 
     def take(self) -> bytes:
         """What is to be sent to the peer."""

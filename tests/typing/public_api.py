@@ -9,6 +9,7 @@ is an error of its own.
 from __future__ import annotations
 
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import assert_type
@@ -37,6 +38,7 @@ def peers() -> None:
 async def async_client(url: str) -> None:
     client = iproto.AsyncClient(url, dialect="vk", timeout=1.5)
     iproto.AsyncClient(url, dialect=iproto.Dialect.MAILRU)
+    iproto.AsyncClient(url, ssl_context=ssl.create_default_context())
     async with client as entered:
         assert_type(entered, iproto.AsyncClient)
         assert_type(await entered.connect(timeout=1), None)

@@ -57,7 +57,8 @@ class Settings:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        _ = self.target
+        if self.target.tls is not None:
+            raise ConfigError("iproto bench speaks no TLS; name a plain address, iproto://...")
         checked_range("--connections", self.connections, 1, MAX_CONNECTIONS, "connections")
         checked_range("--depth", self.depth, 1, MAX_DEPTH, "requests")
         checked_range("--duration", self.duration, 0, MAX_SECONDS, "seconds", above_low=True)

@@ -32,6 +32,7 @@ from iproto.client.route import Route
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Coroutine, Iterable, Mapping
     from types import TracebackType
 
@@ -62,9 +63,10 @@ class AsyncClient:
         max_body: longest reply body taken, 1..2**32-1 bytes.
         max_request: longest request body sent, 1..2**32-1 bytes; a longer one is refused as
             the server would.
+        ssl_context: of TLS, in place of the files in an ``iprotos://`` URL.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range, or a file of TLS cannot be used.
     """
 
     def __init__(
@@ -75,11 +77,12 @@ class AsyncClient:
         timeout: float | None = None,
         max_body: int = MAX_BODY,
         max_request: int = MAX_REQUEST,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
         self._connection = Connection(
-            Route(target, checked_max_body(max_body), checked_max_request(max_request))
+            Route(target, checked_max_body(max_body), checked_max_request(max_request), ssl_context)
         )
 
     # Calls.

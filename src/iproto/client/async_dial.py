@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from iproto.client.async_link import Owner
     from iproto.client.dial import Place
     from iproto.client.route import Route
+    from iproto.tls import Session
+
+# Bytes taken from the socket at once in a TLS handshake.
+_CHUNK = 16384
 
 
 async def new_link(owner: Owner, loop: asyncio.AbstractEventLoop) -> Link:
@@ -35,13 +40,16 @@ async def new_link(owner: Owner, loop: asyncio.AbstractEventLoop) -> Link:
         Unexecuted: the server announced its end.
     """
     route = owner.route
+    session = route.new_session()
     sock = await dial(loop, route)
     try:
+        if session is not None:
+            await _handshake(loop, sock, session)
         state = route.new_link()
         create = (
             loop.create_connection if route.target.path is None else loop.create_unix_connection
         )
-        _, link = await create(lambda: Link(owner, state), sock=sock)
+        _, link = await create(lambda: Link(owner, state, session), sock=sock)
     except BaseException:
         sock.close()
         raise
@@ -54,6 +62,34 @@ async def new_link(owner: Owner, loop: asyncio.AbstractEventLoop) -> Link:
         link.end("the client gave the connection up")
         raise
     return link
+
+
+async def _handshake(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session
+) -> None:
+    """Makes the TLS handshake of a connection.
+
+    Raises:
+        DialError: it failed.
+    """
+    import ssl  # not at the top: OpenSSL is for those who use it
+
+    from iproto.client.tls import TLSFailure
+
+    try:
+        while not session.handshake():
+            await loop.sock_sendall(sock, session.take())
+            data = await loop.sock_recv(sock, _CHUNK)
+            if not data:
+                raise ConnectionResetError("the server closed it in the TLS handshake")
+            session.put(data)
+        await loop.sock_sendall(sock, session.take())
+    except ssl.SSLError as error:
+        with suppress(OSError):
+            sock.send(session.take())  # the alert
+        raise DialError(TLSFailure(error)) from None
+    except ConnectionError as error:
+        raise DialError(error) from None
 
 
 async def _probe(route: Route, link: Link, loop: asyncio.AbstractEventLoop) -> None:

@@ -8,9 +8,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
+    import ssl
+
     from iproto.client.link import LinkState
     from iproto.client.route import Route
     from iproto.errors import IprotoError
+    from iproto.tls import Session
 
 
 # Bytes taken from the socket of a link that was lost, at once.
@@ -29,10 +32,17 @@ class Owner(Protocol):
 
 
 class Link(asyncio.Protocol):
-    """One connection; no policy."""
+    """One connection; no policy.
 
-    def __init__(self, owner: Owner, state: LinkState) -> None:
+    Args:
+        owner: hears what becomes of the link.
+        state: what is known of it.
+        session: its TLS, after the handshake; None for none.
+    """
+
+    def __init__(self, owner: Owner, state: LinkState, session: Session | None = None) -> None:
         self._owner = owner
+        self._session = session
         self._loop = asyncio.get_running_loop()
         self.state = state
         self.frames = state.frames
@@ -43,8 +53,14 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self._session is not None:
+            self._loop.call_soon(self.data_received, b"")  # what came with the handshake's end
 
     def data_received(self, data: bytes) -> None:
+        if self._session is not None:
+            data = self._decrypt(self._session, data)
+            if not data:
+                return
         state = self.state
         if state.chunks == 0:
             self._owner.route.backoff.succeeded()
@@ -61,6 +77,19 @@ class Link(asyncio.Protocol):
             self._owner.retired(self)
             if not self.frames.waiting:
                 self.end(f"{state.address} was about to close the connection")
+
+    def _decrypt(self, session: Session, data: bytes) -> bytes:
+        try:
+            plain = session.receive(data)
+        except OSError as error:  # ssl.SSLError is one
+            from iproto.client.tls import TLSFailure
+
+            self.end(self.state.lost_reason(TLSFailure(cast("ssl.SSLError", error))))
+            return b""
+        answer = session.take()  # of OpenSSL itself, to a new key
+        if answer and not self._transport.is_closing():
+            self._transport.write(answer)
+        return plain
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -94,7 +123,11 @@ class Link(asyncio.Protocol):
         if self.state.ended is not None:
             return
         try:
-            self._transport.write(self.frames.take())
+            data = self.frames.take()
+            if self._session is not None:
+                self._session.send(data)
+                data = self._session.take()
+            self._transport.write(data)
         except MemoryError as error:
             self.end(self.state.lost_reason(error))  # a request may have left in part
 

@@ -33,6 +33,7 @@ from iproto.client.route import Route
 from iproto.wire import Dialect, FuncID, Response
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
@@ -66,9 +67,10 @@ class Client:
         max_request: longest request body sent, 1..2**32-1 bytes; a longer one is refused as
             the server would.
         max_connections: connections at most, 1..4096; further calls wait for one.
+        ssl_context: of TLS, in place of the files in an ``iprotos://`` URL.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range, or a file of TLS cannot be used.
     """
 
     def __init__(
@@ -79,12 +81,15 @@ class Client:
         timeout: float | None = None,
         max_body: int = MAX_BODY,
         max_request: int = MAX_REQUEST,
+        ssl_context: ssl.SSLContext | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
         self._pool = Pool(
-            Route(target, checked_max_body(max_body), checked_max_request(max_request)),
+            Route(
+                target, checked_max_body(max_body), checked_max_request(max_request), ssl_context
+            ),
             checked_max_connections(max_connections),
         )
 

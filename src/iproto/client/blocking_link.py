@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from iproto.client.link import LinkState
     from iproto.client.polling import Poll, Select
     from iproto.client.pool import Pool
+    from iproto.client.tls import SecureSocket
     from iproto.errors import IprotoError
 
 # Bytes taken from the socket at once: some 250 replies of full slots, and below
@@ -64,7 +65,7 @@ class Link:
         # The connection's state; None: there was none yet.
         self.state: LinkState | None = None
         self._pool = pool
-        self._sock: socket.socket | None = None
+        self._sock: socket.socket | SecureSocket | None = None
         self._poll: Poll | Select | None = None
         # Whether an exchange began and did not come to its end.
         self._busy = False
@@ -132,7 +133,7 @@ class Link:
                 raise route.last_failure()  # of another thread's attempt, which was ours too
         began = route.backoff.clock()
         try:
-            self._sock = dial(route, deadline)
+            self._sock = self._dial(deadline)
         except DialError as failure:
             raise route.failed(failure.error, began)() from None
         if self._sock is None:
@@ -146,6 +147,26 @@ class Link:
         pool.check_open()
         if self.state.frames.shut_down:
             self.connect(deadline, seconds)  # to where the next server is
+
+    def _dial(self, deadline: float) -> socket.socket | SecureSocket | None:
+        """A connected socket, after the handshake if there is TLS; None: the deadline passed.
+
+        Raises:
+            DialError: it cannot be had.
+        """
+        route = self._pool.route
+        session = route.new_session()
+        sock = dial(route, deadline)
+        if sock is None or session is None:
+            return sock
+        from iproto.client.tls import secured
+
+        try:
+            return secured(sock, session, deadline)
+        except OSError as error:
+            if error.errno is None and type(error) is not ConnectionResetError:
+                raise  # a signal's handler did
+            raise DialError(error) from None
 
     def _probe(self, began: float, deadline: float, seconds: float) -> None:
         """Finds out the server's dialect, with a read."""
@@ -196,7 +217,9 @@ class Link:
             if self._busy or state.frames.retired:
                 self.close()
 
-    def _send(self, sock: socket.socket, state: LinkState, unsent: memoryview) -> memoryview:
+    def _send(
+        self, sock: socket.socket | SecureSocket, state: LinkState, unsent: memoryview
+    ) -> memoryview:
         try:
             return unsent[sock.send(unsent) :]
         except BlockingIOError:
@@ -212,7 +235,7 @@ class Link:
             self._end(state, state.lost_reason(failure))
             return memoryview(b"")
 
-    def _receive(self, sock: socket.socket, state: LinkState) -> None:
+    def _receive(self, sock: socket.socket | SecureSocket, state: LinkState) -> None:
         try:
             data = sock.recv(_CHUNK)
         except BlockingIOError:

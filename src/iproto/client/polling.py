@@ -7,13 +7,18 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
+    from typing import Protocol
+
+    class HasFileno(Protocol):
+        """A socket, or what has one."""
+
+        def fileno(self) -> int: ...
 
 
 class Poll:
     """Waits for a socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: HasFileno) -> None:
         self._sock = sock.fileno()
         self._out = False
         self._poll = select.poll()
@@ -38,7 +43,7 @@ class Poll:
 class Select:
     """The same where there is no poll()."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: HasFileno) -> None:
         self._sock = sock
 
     def wait(self, *, out: bool, seconds: float) -> tuple[bool, bool]:
@@ -48,6 +53,6 @@ class Select:
         return bool(ins), bool(outs)
 
 
-def new_poller(sock: socket.socket) -> Poll | Select:
+def new_poller(sock: HasFileno) -> Poll | Select:
     """What the platform has; poll() takes files of any number, select() does not."""
     return Poll(sock) if hasattr(select, "poll") else Select(sock)

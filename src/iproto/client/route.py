@@ -16,6 +16,7 @@ from iproto.client.link import LinkState
 from iproto.client.reasons import lost_error, reason_of
 from iproto.errors import (
     ClientClosedError,
+    ConfigError,
     ConnectError,
     ConnectionLostError,
     DialectError,
@@ -28,9 +29,11 @@ from iproto.wire import Dialect
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable
 
     from iproto.client.url import Target
+    from iproto.tls import Session
 
 # Seconds between failed attempts to connect: long enough not to hammer a server
 # that is starting, short enough to find it soon after.
@@ -99,10 +102,21 @@ class Route:
         target: the server.
         max_body: bytes of the longest reply body taken.
         max_request: bytes of the longest request body sent.
+        ssl_context: what TLS is to make sure of, in place of the target's files.
+
+    Raises:
+        ConfigError: a file of the target's cannot be used, or there is a context without TLS.
     """
 
-    def __init__(self, target: Target, max_body: int, max_request: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        max_body: int,
+        max_request: int,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self.target = target
+        self._ssl_context = _checked_context(target, ssl_context)
         self.dialect = target.dialect
         """The server's; AUTO while it is not known."""
         self.backoff = Backoff()
@@ -112,6 +126,16 @@ class Route:
         """Makes the error of the last of them."""
         self._max_body = max_body
         self._max_request = max_request
+
+    def new_session(self) -> Session | None:
+        """TLS for a new connection; None if there is to be none."""
+        if self._ssl_context is None:
+            return None
+        from iproto.tls import Session
+
+        tls = self.target.tls
+        name = self.target.host if tls is None or tls.server_name is None else tls.server_name
+        return Session(self._ssl_context, server_name=name)
 
     def new_link(self) -> LinkState:
         """The state of a new connection."""
@@ -165,3 +189,17 @@ class Route:
         elif not link.frames.answered:
             # Accepted and then no reply: to be spaced as a failed attempt is.
             self.backoff.failed(str(link.ended))
+
+
+def _checked_context(target: Target, given: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    if target.tls is None:
+        if given is not None:
+            raise ConfigError(
+                f"an ssl_context is for TLS; write iprotos:// in place of {target.url}"
+            )
+        return None
+    if given is not None:
+        return given
+    from iproto.client.tls import new_context  # not at the top: OpenSSL is for those who use it
+
+    return new_context(target.tls)

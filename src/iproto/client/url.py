@@ -13,9 +13,29 @@ DEFAULT_TIMEOUT = 5.0
 """Seconds that a call may take, if neither it nor its client says otherwise."""
 
 _FORMS = (
-    "iproto://HOST[:PORT][?dialect=vk|mailru|auto][&timeout=SECONDS] "
+    "iproto://HOST[:PORT][?dialect=vk|mailru|auto][&timeout=SECONDS], iprotos://... for TLS, "
     "or iproto+unix:///PATH[?...], as in iproto://127.0.0.1:8080?timeout=5"
 )
+
+_TLS_PARAMETERS = ("ca", "cert", "key", "server_name")
+
+
+@dataclass(frozen=True, slots=True)
+class TLS:
+    """Whom a client trusts by TLS, and what it shows of itself.
+
+    Args:
+        ca: path of the authorities that may have signed the server's certificate, in PEM;
+            None for those of the system.
+        cert: path of the client's own certificate; None for none.
+        key: path of its private key; None if it is in the same file.
+        server_name: name that the server's certificate must have; None for the host's.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +48,7 @@ class Target:
         path: path of a unix socket, or None for TCP.
         dialect: what body_length of the server's responses counts.
         timeout: seconds that a call may take, over 0, at most 86400.
+        tls: what TLS is to make sure of; None for no TLS.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -38,6 +59,7 @@ class Target:
     path: str | None = None
     dialect: Dialect = Dialect.VK
     timeout: float = DEFAULT_TIMEOUT
+    tls: TLS | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.port, bool) or not isinstance(self.port, int):
@@ -55,7 +77,9 @@ class Target:
     @property
     def url(self) -> str:
         """A URL of the address, for messages."""
-        return f"iproto+unix://{self.path}" if self.path is not None else f"iproto://{self.address}"
+        if self.path is not None:
+            return f"iproto+unix://{self.path}"
+        return f"{'iproto' if self.tls is None else 'iprotos'}://{self.address}"
 
 
 def parse_url(url: str) -> Target:
@@ -65,6 +89,8 @@ def parse_url(url: str) -> Target:
         url: ``iproto://host:port?dialect=vk&timeout=5`` (port 8080 if there is
             none, IPv6 in brackets) or ``iproto+unix:///path?...``; ``dialect``
             is vk, mailru or auto, ``timeout`` in seconds, over 0, at most 86400.
+            ``iprotos://host:port`` is the same with TLS, and takes ``ca``, ``cert``,
+            ``key`` and ``server_name``, as :class:`TLS` does.
 
     Raises:
         ConfigError: some part is wrong; the text names it and what is allowed.
@@ -78,14 +104,17 @@ def parse_url(url: str) -> Target:
     if has_fragment:
         raise ConfigError(f"{url!r} has a fragment (#...), which means nothing here; drop it")
     place, _, query = rest.partition("?")
-    dialect, timeout = _parse_query(url, query)
     scheme = scheme.lower()
+    has_tls = scheme == "iprotos"
+    dialect, timeout, tls = _parse_query(url, query, has_tls=has_tls)
     if scheme == "iproto+unix":
         return Target(path=_parse_path(url, place), dialect=dialect, timeout=timeout)
-    if scheme != "iproto":
+    if scheme not in ("iproto", "iprotos"):
         raise ConfigError(f"scheme {scheme!r} of {url!r} is unknown; write {_FORMS}")
     host, port = _parse_place(url, place)
-    return Target(host=host, port=port, dialect=dialect, timeout=timeout)
+    return Target(
+        host=host, port=port, dialect=dialect, timeout=timeout, tls=tls if has_tls else None
+    )
 
 
 def _parse_path(url: str, place: str) -> str:
@@ -135,14 +164,17 @@ def _parse_place(url: str, place: str) -> tuple[str, int]:
     return host, number
 
 
-def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
+def _parse_query(url: str, query: str, *, has_tls: bool) -> tuple[Dialect, float, TLS]:
     values: dict[str, str] = {}
     for part in query.split("&") if query else ():
         name, equals, value = part.partition("=")
-        if name not in ("dialect", "timeout"):
+        if name in _TLS_PARAMETERS and not has_tls:
+            raise ConfigError(f"parameter {name!r} of {url!r} is for TLS; write iprotos://...")
+        if name not in ("dialect", "timeout", *_TLS_PARAMETERS):
             raise ConfigError(
                 f"parameter {name!r} of {url!r} is unknown; "
                 "use dialect=vk|mailru|auto and timeout=SECONDS"
+                + (f", and {', '.join(_TLS_PARAMETERS)}" if has_tls else "")
             )
         if not equals or not value:
             raise ConfigError(f"parameter {name!r} of {url!r} has no value; write {name}=...")
@@ -160,7 +192,10 @@ def _parse_query(url: str, query: str) -> tuple[Dialect, float]:
                 f"timeout {values['timeout']!r} of {url!r} is not a number; use seconds, "
                 f"over 0, at most {MAX_SECONDS}, as in timeout=2.5"
             ) from None
-    return checked_dialect(values.get("dialect", Dialect.VK)), checked_timeout(timeout)
+    tls = TLS(**{name: values[name] for name in _TLS_PARAMETERS if name in values})
+    if tls.key is not None and tls.cert is None:
+        raise ConfigError(f"{url!r} has a key and no certificate; name it, too, with cert=")
+    return checked_dialect(values.get("dialect", Dialect.VK)), checked_timeout(timeout), tls
 
 
 def _unquoted(text: str) -> str:
