@@ -268,6 +268,6 @@ cdef class ClientFrames:
         return outcomes
 
     def _set_ids(self, uint32_t next_id, uint64_t issued=0):
-        """For tests: the next request's id, and as if so many had been sent before."""
+        """For tests: the next request's id, and how many count as sent before."""
         self.requests.next_id = next_id
         self.requests.issued = self.requests.taken = issued

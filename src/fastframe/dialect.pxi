@@ -41,14 +41,14 @@ cdef bint fits_dialect(int* dialect, uint32_t func_id, uint32_t length, const ui
         if body and body != ANOTHER_TYPE and length == body + 4:
             raise DialectError(
                 "the server's body_length counts the return_code: it speaks dialect=mailru, "
-                "the client was told dialect=vk"
+                "the client has dialect=vk"
             )
     elif length < 4 or (body and length == body) or (
         length == 4 and is_storage_function(func_id)  # whose body is never empty
     ):
         raise DialectError(
             "the server's body_length does not count the return_code: it speaks dialect=vk, "
-            "the client was told dialect=mailru"
+            "the client has dialect=mailru"
         )
     return True
 

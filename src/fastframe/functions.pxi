@@ -12,7 +12,7 @@ cdef class UserFunction:
         row: of the counters, FIRST_USER_ROW..ROW_COUNT-1.
         name: for error texts.
         call: the function.
-        decoders: by number of arguments: each takes a MsgPack array of so many
+        decoders: by number of arguments: each takes a MsgPack array of that many
             objects and returns the arguments as a tuple.
         least: fewest arguments of a call, 0..len(decoders) - 1.
         refuse: takes an exception of a decoder, and returns the one to raise.
@@ -26,7 +26,7 @@ cdef class UserFunction:
         max_depth: arrays and maps within one another, 1..MAX_DEPTH_CEILING.
 
     Raises:
-        ValueError: an argument is outside of what is said here.
+        ValueError: an argument is outside its range.
     """
 
     cdef readonly uint32_t func_id

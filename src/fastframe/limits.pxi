@@ -33,8 +33,8 @@ cdef enum:
     LOCK_WAIT_NS = 100_000_000
     STOPPED_WAIT_NS = 10_000_000
     # Map keys in a body that are neither str nor bin. Python's hashes of numbers are
-    # no secret: whoever chooses keys that collide makes a dict of n cost n * n / 2
-    # comparisons, half a million for so many.
+    # no secret: a dict of n keys that were chosen to collide costs n * n / 2
+    # comparisons, half a million for these.
     MAX_NUMBER_KEYS = 1000
     # Arguments of a function: those of a call in one MsgPack array with a 16-bit head.
     MOST_ARGUMENTS = 255

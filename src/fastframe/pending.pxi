@@ -47,7 +47,7 @@ cdef class PendingRequests:
     # included; up to `taken` of them have left through take().
     cdef uint64_t issued
     cdef uint64_t taken
-    # Requests that nobody waits for any more: so many replies may still come.
+    # Requests that no call waits for any more: as many replies may still come.
     cdef uint64_t forgotten
 
     def __cinit__(self):
@@ -59,7 +59,7 @@ cdef class PendingRequests:
         self.next_id = self.base
 
     cdef inline int reserve_ids(self, size_t count) except -1:
-        """Makes sure that so many ids from ``next_id`` on are free."""
+        """Makes sure that ``count`` ids from ``next_id`` on are free."""
         # Shifts, for 0xFFFFFFFF is a Python object to Cython.
         if (<uint32_t>(self.next_id - 1) + <uint64_t>count | self.issued + count) >> 32:
             return self.come_round(count)

@@ -83,7 +83,7 @@ cdef inline void count(ServerFrames self, int row, int column) noexcept:
     self.me.requests[row][column] += 1
     if row < FIRST_USER:
         self.done.frames[row] += 1
-    else:  # users' calls are timed when they are answered
+    else:  # calls of user functions are timed when they are answered
         self.others += 1
 
 

@@ -39,7 +39,7 @@ cdef class ServerFrames:
     # begun (0: there is none). CLOCK_MONOTONIC, ns.
     cdef uint64_t traffic_ns
     cdef uint64_t frame_ns
-    # Replies that the socket did not take yet, and those of users' calls until
+    # Replies that the socket did not take yet, and those of user functions until
     # the end of the loop's turn.
     cdef Buffer output
     # What the caller has to look after: the bits above.
@@ -322,7 +322,7 @@ cdef class ServerFrames:
         drop_all(self)
 
     def drain(self, uint64_t unread, reason=CloseReason.DRAIN):
-        """Closes once so many more bytes have been received and executed.
+        """Closes once ``unread`` more bytes have been received and executed.
 
         Args:
             unread: how many.
@@ -353,7 +353,7 @@ cdef class ServerFrames:
         """What ``flush`` would send, for streams that are not sockets."""
         return take_all(&self.output)
 
-    # For streams that are not sockets: what only their owner knows.
+    # For streams that are not sockets: events that only their owner sees.
 
     def end_input(self):
         """The client sends no more: sets ``HAS_ENDED``."""

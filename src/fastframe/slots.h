@@ -59,7 +59,7 @@ typedef struct {
     uint32_t length;
 } content_t;
 
-/* What counts of a slot, under the lock; 0 if that cannot be told, or is too long. */
+/* What counts of a slot, under the lock; 0 if it is unknown, or too long. */
 static inline int slot_read(const handle_t *h, uint32_t index, content_t *content) {
     const slot_t *slot = slot_at(h, index);
     uint32_t which = which_counts(slot, index);

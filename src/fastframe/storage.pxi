@@ -219,7 +219,7 @@ cdef class Storage:
     def recover(self, worker):
         """Frees what a worker that is dead left locked, and closes its connections' books.
 
-        Call it only when the system has said that the worker is dead: it
+        Call it only when ``wait`` has reported the worker's death: it
         writes the worker's own area.
 
         Args:
@@ -315,7 +315,7 @@ cdef class Storage:
         self.handle.me.closed[column] += 1
 
     def count_dropped_lines(self, uint32_t count):
-        """So many lines had no room in this process's log."""
+        """``count`` lines had no room in this process's log."""
         self.handle.me.dropped_lines += count
 
     cdef int _area(self, worker) except -1:

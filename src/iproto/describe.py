@@ -1,4 +1,4 @@
-"""What an app's functions are, in plain objects: for tools, and for whoever reads them.
+"""What an app's functions are, in plain objects: for tools, and for readers.
 
 ``DESCRIBE_FUNCTIONS`` answers with it, page by page; ``iproto describe`` prints it.
 """

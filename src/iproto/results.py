@@ -58,7 +58,7 @@ def pack(value: Any) -> bytes:
 
 
 def encoder_for(annotation: Any) -> Callable[[Any], bytes]:
-    """What encodes the results of a function that returns this; Any if it does not say."""
+    """What encodes the results of a function that returns this; Any if it has no annotation."""
     try:
         info = mi.type_info(annotation)
     except (TypeError, RuntimeError, NotImplementedError):

@@ -108,12 +108,12 @@ class SpareDescriptor:
 
 
 def unread_bytes(fd: int) -> int:
-    """What the system has received for a socket and nobody has read."""
+    """What the system has received for a socket and is not read yet."""
     return _ask_socket(fd, termios.FIONREAD)
 
 
 def unacknowledged_bytes(fd: int) -> int:
-    """What the system still has to deliver; 0 where it does not tell (macOS)."""
+    """What the system still has to deliver; 0 where it is unknown (macOS)."""
     try:
         return _ask_socket(fd, termios.TIOCOUTQ)
     except OSError:

@@ -1,6 +1,6 @@
 """TLS of one connection, without I/O: bytes of the wire on one side, frames on the other.
 
-``ssl.MemoryBIO`` stands where a socket would: whoever has the socket moves the bytes.
+``ssl.MemoryBIO`` stands where a socket would: the socket's owner moves the bytes.
 Servers and clients share this, with any event loop or none.
 """
 
@@ -78,7 +78,7 @@ class Session:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
         )
         self.ended = False
-        """Whether the peer has said that it sends no more. It may still receive."""
+        """Whether the peer has announced that it sends no more. It may still receive."""
 
     def put(self, data: bytes) -> None:
         """Takes what came from the peer, for ``handshake``."""
@@ -134,8 +134,10 @@ class Session:
         return self._outgoing.read()
 
     def close(self) -> None:
-        """Says to the peer that nothing more will be sent."""
-        with contextlib.suppress(ssl.SSLError):  # the peer has not said so yet, and need not
+        """Announces to the peer that nothing more will be sent."""
+        with contextlib.suppress(
+            ssl.SSLError
+        ):  # the peer has not announced its own end, and need not
             self._tls.unwrap()
 
     @property

@@ -184,7 +184,7 @@ class CloseReason(enum.IntEnum):
     REFUSED = 11
     """Few file descriptors were left, and it was closed at once."""
     BALANCED = 12
-    """Its worker had more connections than the others, and its client was told to come back."""
+    """Its worker had more connections than the others, and its client was asked to come back."""
     AGED = 13
     """It was open for ``--max-connection-age``."""
     TLS_FAILED = 14

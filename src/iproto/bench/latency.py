@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Microseconds up to which each has a count of its own; from there on so many
-# steps to each doubling, as an HDR histogram has them: no step is wider than
+# Bits of the microseconds up to which each has a count of its own; from there on there are
+# 1024 steps to each doubling, as an HDR histogram has them: no step is wider than
 # 1/1024 of its value.
 _EXACT_BITS = 11
 
@@ -19,7 +19,7 @@ class Latency:
         self._counts: dict[int, int] = {}
 
     def record(self, seconds: float, count: int = 1) -> None:
-        """Counts a latency, 0 or more seconds, so many times."""
+        """Counts a latency, 0 or more seconds, ``count`` times."""
         key = int(seconds * 1e6)
         shift = key.bit_length() - _EXACT_BITS
         if shift > 0:
@@ -43,7 +43,7 @@ class Latency:
         return self._total / self.count if self.count else 0.0
 
     def percentile(self, percent: float) -> float:
-        """The latency, in seconds, that so many per cent do not exceed; 0 if there is none.
+        """The latency, in seconds, that ``percent`` of all do not exceed; 0 if there is none.
 
         Args:
             percent: over 0, at most 100.

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     """Adds a call's frames, given who waits and until when; returns their first id."""
 
 MAX_BODY = 16 * 1024 * 1024
-"""Bytes of the longest reply body that a client takes, unless told otherwise."""
+"""Bytes of the longest reply body that a client takes, by default."""
 
 MAX_REQUEST = 1024 * 1024
 """Bytes of the longest request body that a client sends: what servers take by default."""
 
 MAX_CONNECTIONS = 64
-"""Connections of a blocking client at most, unless told otherwise: calls at once."""
+"""Connections of a blocking client at most, by default: calls at once."""
 
 NIL = b"\xc0"
 """The body of a switch."""
@@ -103,7 +103,7 @@ def _check_argument(position: int, value: Any) -> None:
 
 
 def unpack_result(func_id: int, body: bytes | None) -> Any:
-    """The result of a user's function: one MsgPack object, no more and no less.
+    """The result of a user function: one MsgPack object, no more and no less.
 
     None is the result of PING, whose reply is a header without a body.
 

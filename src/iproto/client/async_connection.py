@@ -191,7 +191,7 @@ class Connection:
                 self.open = link
                 self._release(None, link)
 
-    # What a link tells.
+    # Events of a link.
 
     def paused(self, link: Link) -> None:
         """The link's peer does not read: new calls wait."""

@@ -30,7 +30,7 @@ async def new_link(owner: Owner, loop: asyncio.AbstractEventLoop) -> Link:
     """Connects a link, and finds out the server's dialect if it is not known.
 
     Args:
-        owner: hears what becomes of the link.
+        owner: gets the link's events.
         loop: the running loop.
 
     Raises:

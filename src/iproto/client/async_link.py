@@ -21,7 +21,7 @@ _CHUNK = 65536
 
 
 class Owner(Protocol):
-    """What a link tells of itself."""
+    """The receiver of a link's events."""
 
     route: Route
 

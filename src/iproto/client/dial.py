@@ -1,6 +1,6 @@
 """Connecting to a server that may have several addresses, some of them dead.
 
-The next address is tried when the one before has failed, or has said nothing for
+The next address is tried when the one before has failed, or has not answered for
 STAGGER seconds; the first that answers is taken (RFC 8305, "happy eyeballs").
 """
 
@@ -31,7 +31,7 @@ class DialError(Exception):
     """No address could be connected to; never leaves the client.
 
     Args:
-        error: what the system said of the last one.
+        error: the system's error for the last one.
     """
 
     def __init__(self, error: Exception) -> None:

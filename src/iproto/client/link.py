@@ -35,7 +35,7 @@ SILENCE = 5.0
 
 
 class Unexecuted(Exception):
-    """Tells a call that its server went away without executing it; never leaves the client.
+    """Raised in a call whose server went away without executing it; never leaves the client.
 
     Args:
         partial: of a bulk, what was answered; see ``ClientFrames.fail_all``.
@@ -62,7 +62,7 @@ class LinkState:
         self.frames = frames
         self.address = address
         self.chunks = 0
-        """Chunks received so far: whether it grew tells silence from slowness."""
+        """Chunks received so far: if it grew, the peer is slow, not silent."""
         self.ended: str | IprotoError | None = None
         """Why no call may be added any more; None while the link is open."""
         # When the peer was last asked for a sign of life, and after how many chunks.
@@ -103,7 +103,7 @@ class LinkState:
             self.frames.forget(self.frames.request(FuncID.PING, b"", AS_NOTHING, None, inf))
             return False
         silence = now - self._asked_at
-        # A call that was sent before the question says nothing of the answer.
+        # The time-out of a call sent before the question does not count.
         return silence >= seconds and (not self.frames.waiting or silence >= SILENCE)
 
     def silent_reason(self, seconds: float) -> str:

@@ -119,7 +119,7 @@ class Pool:
         lock.acquire()
         self._asleep[sleeper] = lock
         try:
-            # Now that whoever gives one back sees us: is there one?
+            # Now that a call which gives one back sees us: is there one?
             if not self.closed and not (wants_link and len(self._users) < len(self._links)):
                 lock.acquire(timeout=seconds)
         finally:

@@ -156,7 +156,7 @@ class Route:
 
         Args:
             frames: the codec that it went through.
-            error: what the read raised; a return code tells as much as a string.
+            error: what the read raised; a return code shows the dialect as well as a string.
         """
         if isinstance(error, ConnectionLostError):
             raise ConnectionError(error.args[0])  # of the attempt, not of anybody's call

@@ -1,7 +1,6 @@
 """Prometheus metrics over the native counters.
 
-The hot path only bumps words in the store; everything here happens when
-somebody scrapes.
+The hot path only bumps words in the store; everything here happens at a scrape.
 """
 
 from __future__ import annotations

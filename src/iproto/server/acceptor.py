@@ -53,7 +53,7 @@ class Acceptor:
         self._open_connection = open_connection
         self._count_open = count_open
         self._most: int | None = None
-        self._paused = False  # for so many are open
+        self._paused = False  # for the most are open
         self._storage = storage
         self._repeats = repeats
         self._inherited = False
@@ -92,7 +92,7 @@ class Acceptor:
 
         Args:
             inherited: those that listen.
-            most: none is accepted while so many connections are open; None for no limit.
+            most: none is accepted while this many connections are open; None for no limit.
         """
         wanted = list(dict.fromkeys(inherited))
         for listener in self.listeners:

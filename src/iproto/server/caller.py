@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Answered(Protocol):
-    """What hears of calls: a connection."""
+    """The receiver of the events of calls: a connection."""
 
     def on_overdue(self) -> None: ...
     def on_answers(self) -> None: ...
@@ -28,8 +28,8 @@ class Caller:
     """The calls of one connection.
 
     Args:
-        connection: hears of answers that wait to be sent and of calls that waited too
-            long, until ``close``.
+        connection: gets ``on_answers`` when answers wait to be sent, and ``on_overdue``
+            when calls have waited too long, until ``close``.
         frames: the connection's.
         stream: sends what they have to send: the frames themselves, or TLS around them.
         fd: its socket.

@@ -32,7 +32,7 @@ from iproto.wire import Dialect
 MAX_BODY_CEILING = 1 << 30
 MAX_DEPTH_CEILING = 512  # as of _fastframe; not imported, for the command line is quick to start
 PANIC = 60
-"""Level above CRITICAL: with it the log says nothing at all."""
+"""Level above CRITICAL: with it nothing is logged at all."""
 
 LOG_LEVELS = {
     "DEBUG": logging.DEBUG,
@@ -48,7 +48,7 @@ def _setting(default: Any, help: str, **metadata: Any) -> Any:
     """A field of Config.
 
     Args:
-        default: if nobody says anything.
+        default: of the field.
         help: of its option.
         metadata: ``metavar`` or ``choices``, for its option too; ``many``, it may be
             given several times; ``fixed``, it cannot change while the server runs, or a
@@ -118,7 +118,7 @@ class Config:
         log_level: a key of ``LOG_LEVELS``; only ``iproto serve`` sets logging up.
 
     Raises:
-        ConfigError: a value is outside what is said here.
+        ConfigError: a value is outside its range.
     """
 
     bind: tuple[str, ...] | str = _setting(
@@ -183,7 +183,7 @@ class Config:
     )
     idle_timeout: float = _setting(
         30.0,
-        "close a connection after so long without traffic, or with a frame begun and not completed",
+        "close a connection after this long without traffic, or with a frame begun and not ended",
         metavar="SECONDS",
     )
     max_connection_age: float = _setting(
@@ -195,44 +195,44 @@ class Config:
     max_body: int = _setting(1 << 20, "longest request body taken", metavar="BYTES")
     max_objects: int = _setting(
         100_000,
-        "MsgPack objects in one body for a function of your own, nested ones and keys included",
+        "MsgPack objects in one body for a user function, nested ones and keys included",
         metavar="N",
     )
     max_depth: int = _setting(
         64,
-        "arrays and maps within one another in one body for a function of your own",
+        "arrays and maps within one another in one body for a user function",
         metavar="N",
     )
     describe_functions: str = _setting(
         "on",
-        "whether clients may ask for the names, signatures and docs of your own functions",
+        "whether clients may ask for the names, signatures and docs of user functions",
         choices=("on", "off"),
     )
     max_calls_per_connection: int = _setting(
         64,
-        "calls of your own functions that run at once for one connection; further ones wait",
+        "calls of user functions that run at once for one connection; further ones wait",
         metavar="N",
     )
     max_queue: int = _setting(
         1 << 18,
-        "calls of your own functions that wait on one connection, each with its body and 256 "
+        "calls of user functions that wait on one connection, each with its body and 256 "
         "bytes more; at the limit it is not read",
         metavar="BYTES",
     )
     queue_timeout: float = _setting(
         10.0,
-        "answer OVERLOADED to a call that has waited for so long on its connection",
+        "answer OVERLOADED to a call that has waited this long on its connection",
         metavar="SECONDS",
     )
     max_unsent: int = _setting(
         64 << 20,
-        "replies of your own functions that wait to be sent on one connection; it is closed "
+        "replies of user functions that wait to be sent on one connection; it is closed "
         "when there are more",
         metavar="BYTES",
     )
     max_calls: int = _setting(
         10_000,
-        "calls of your own functions that run at once in all; more are answered OVERLOADED",
+        "calls of user functions that run at once in all; more are answered OVERLOADED",
         metavar="N",
     )
     call_timeout: float = _setting(
@@ -243,7 +243,7 @@ class Config:
     )
     drain_timeout: float = _setting(
         10.0,
-        "on SIGTERM or SIGINT, wait at most so long for what is being answered",
+        "on SIGTERM or SIGINT, wait at most this long for what is being answered",
         metavar="SECONDS",
     )
     workers: int | str | None = _setting(
@@ -255,7 +255,7 @@ class Config:
     )
     worker_timeout: float = _setting(
         10.0,
-        "replace a worker whose event loop has not run for so long",
+        "replace a worker whose event loop has not run for this long",
         metavar="SECONDS",
     )
     storage_file: str | None = _setting(
@@ -267,7 +267,7 @@ class Config:
     )
     storage_sync: float = _setting(
         0.0,
-        "flush the storage file to the disk every so often, and at the end; 0 leaves the moment "
+        "flush the storage file to the disk at this interval, and at the end; 0 leaves the moment "
         "to the system, which matters only when that crashes or the power fails",
         metavar="SECONDS",
     )

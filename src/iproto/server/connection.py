@@ -1,6 +1,6 @@
 """One connection of the server: bytes in, bytes out, backpressure.
 
-No policy: what a frame means is the extension's, what a user's function does is
+No policy: what a frame means is the extension's, what a user function does is
 app.py's, when the server drains is server.py's.
 
 The event loop watches the socket itself, with no transport in between, and the
@@ -87,13 +87,13 @@ class Connection:
     """One connection of the server.
 
     Args:
-        owner: the server; hears when the connection is closed.
+        owner: the server; ``closed`` of it is called at the end.
         sock: accepted, non-blocking; closed by the connection.
         peer: who is at the other end.
         frames: the connection's own, fresh.
         stream: moves the bytes between both: the frames themselves, or TLS around them.
         call_tasks: runs calls of user functions; None if the frames know none.
-        hangups: tells of a reset while the socket is neither read nor written.
+        hangups: finds a reset while the socket is neither read nor written.
         loop: the running loop.
     """
 
@@ -154,7 +154,7 @@ class Connection:
             self._timer.cancel()  # which would close what was never open
             raise
 
-    # What the loop says.
+    # Events of the loop.
 
     def on_readable(self) -> None:
         """Requests have arrived, or the end of the stream."""
@@ -175,7 +175,7 @@ class Connection:
         self._stream.flush(self._fd)
         self._advance()
 
-    # What its calls say.
+    # Events of its calls.
 
     @_guarded
     def on_overdue(self) -> None:
@@ -191,7 +191,7 @@ class Connection:
             self._caller.flush()
             self._advance()
 
-    # What the server says.
+    # Orders of the server.
 
     @_guarded
     def begin(self) -> None:
@@ -327,7 +327,7 @@ class Connection:
         self._continue()
 
     def _wait_for_header(self) -> None:
-        """Drained, and the client has not told yet whether it understands an announced end."""
+        """Drained, and no header has shown yet whether the client understands an announced end."""
         if not self._awaiting_header:
             self._awaiting_header = True
             self._rearm(deadlines.HEADER_WAIT)

@@ -199,7 +199,7 @@ class Connections:
             level=logging.WARNING,
         )
 
-    # What a connection says.
+    # Events of a connection.
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """It is closed."""
@@ -255,8 +255,8 @@ class Connections:
         """
         lasting = [connection for connection in self._open if not connection.is_draining]
         able = (connection for connection in lasting if connection.frames.knows_shutdown)
-        surplus = max(0, len(lasting) - target)
-        for connection in heapq.nlargest(surplus, able, key=Connection.quiet_seconds):
+        excess = max(0, len(lasting) - target)
+        for connection in heapq.nlargest(excess, able, key=Connection.quiet_seconds):
             connection.drain(CloseReason.BALANCED)
 
     # The end of all.

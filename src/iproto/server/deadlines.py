@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LINGER = 2.0
 
 # Seconds that a drain waits for the first header of a connection that has brought none:
-# by it the client tells whether it understands an announced end. A client that has just
+# that shows whether the client understands an announced end. A client that has just
 # connected sends one within a round trip; one that is silent does not hold up a restart.
 HEADER_WAIT = 0.5
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Lets so many calls of a function run at once, over all connections of a server.
+    """Bounds the calls of a function that run at once, over all connections of a server.
 
     Args:
         limit: calls that run at once.
@@ -45,7 +45,7 @@ class Gate:
             give_up: answers it, when it has waited for too long.
 
         Returns:
-            The wait: whoever cancels it takes the call away.
+            The wait: cancelling it takes the call away.
         """
         place = self._loop.create_future()
         self._waiting.append((place, start))

@@ -1,7 +1,7 @@
 """TLS handshakes of the connections that have just been accepted.
 
 One step of one handshake, some hundred microseconds of arithmetic, is made in a turn of
-the loop: whoever is served already waits for one step at most, however many come at once.
+the loop: served connections wait for one step at most, however many come at once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Handshakes:
         certificates: of the server.
         config: the limits.
         serve: takes a socket whose handshake is done, and what ``begin`` was given for it.
-        on_end: hears that one has ended.
+        on_end: called when one has ended.
         storage: counts the connections.
         repeats: writes to the log what goes wrong.
         loop: the running loop.

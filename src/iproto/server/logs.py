@@ -33,7 +33,7 @@ FORMAT = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
 
 
 class LogQueue(logging.Handler):
-    """Writes log lines to a descriptor, from a thread; whoever logs never waits.
+    """Writes log lines to a descriptor, from a thread; logging never waits.
 
     Args:
         fd: the descriptor.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Seconds in which one line of a kind is written.
 PERIOD = 10.0
 
-# Kinds that are told apart at the same time; what comes beyond is one kind.
+# Kinds that are kept apart at the same time; what comes beyond is one kind.
 MAX_KINDS = 256
 
 
@@ -81,7 +81,7 @@ class Repeats:
         )
 
     def close(self) -> None:
-        """Says how many more there were of each kind, and begins anew."""
+        """Logs how many more there were of each kind, and begins anew."""
         for kind in list(self._periods):
             self._sum_up(kind)
 

@@ -69,7 +69,7 @@ def _server_for(
     """A server at the sockets that systemd passes, if it does."""
     server = Server(config, app, storage, inherited=systemd.inherited_listeners() or None)
     server.file_watch = watch
-    server._level = logging.INFO  # nobody else tells where it serves
+    server._level = logging.INFO  # no supervisor logs where it serves
     return server
 
 
@@ -90,7 +90,7 @@ def run_in_loop(
 
 
 def _run_to_the_end(loop: asyncio.AbstractEventLoop, program: asyncio.Task[int]) -> int:
-    """Runs a program though tasks of users' own raise what would end the loop."""
+    """Runs a program though tasks of user functions raise what would end the loop."""
     while True:
         try:
             return loop.run_until_complete(program)

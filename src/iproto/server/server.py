@@ -49,7 +49,7 @@ class Server:
 
     Args:
         config: the settings; the defaults if None.
-        app: functions of the user's own. They are taken at the start;
+        app: the user functions. They are taken at the start;
             registering more later has no effect.
         storage: the slots; a fresh, private one if None. One storage may be
             served by several servers of one process.
@@ -71,7 +71,7 @@ class Server:
         self.storage = storage if storage is not None else Storage()
         self._app = app
         self._inherited = inherited
-        # A worker's coming and going is its supervisor's to tell.
+        # The supervisor logs the start and the end of a worker.
         self._level = logging.INFO if inherited is None else logging.DEBUG
         self._stopped = asyncio.Event()
         self._metrics: MetricsEndpoint | None = None
@@ -228,13 +228,13 @@ class Server:
 
         Args:
             inherited: they listen, and are not this process's alone.
-            most: none is accepted while so many connections are open; None for no limit.
+            most: none is accepted while this many connections are open; None for no limit.
         """
         if self._accepting and not self._draining:
             self._acceptor.accept_at(inherited, most)
 
     def shed(self, target: int) -> None:
-        """Announces the end to all connections but so many; see ``Connections.shed``."""
+        """Announces the end to all connections but ``target``; see ``Connections.shed``."""
         self._connections.shed(target)
 
     # Child processes; see forks.Holder.

@@ -25,7 +25,7 @@ def variables(field: dataclasses.Field[Any]) -> tuple[str, ...]:
 
 
 def default(field: dataclasses.Field[Any]) -> Any:
-    """What ``iproto serve`` takes where nobody says anything of a field of Config."""
+    """The default of ``iproto serve`` for a field of Config."""
     return field.metadata.get("command_line_default", field.default)
 
 
@@ -44,7 +44,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) ->
     """The settings that are asked for: by the command line, else the environment, else the file.
 
     Args:
-        options: name of a field of Config → what the command line said; ``config``
+        options: name of a field of Config → its text on the command line; ``config``
             → the path of the settings file.
         environment: where ``IPROTO_*`` and ``LOG_LEVEL`` are looked up.
 
@@ -84,7 +84,7 @@ def _typed(field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _read_file(path: str) -> dict[str, Any]:
-    """What a settings file says, each value by itself found right."""
+    """The values of a settings file, each checked by itself."""
     try:
         # Anything else can be read once at most, or keeps the reader waiting.
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -127,7 +127,7 @@ def with_fixed(config: Config, running: Config) -> tuple[Config, list[str]]:
         running: those in force.
 
     Returns:
-        The settings that can be had, and of each that cannot a line that says so.
+        The settings with all changes that are possible, and a line on each that is not.
     """
     kept = {
         field.name: getattr(running, field.name)
@@ -149,7 +149,7 @@ def _fixed_part(field: dataclasses.Field[Any], config: Config) -> Any:
 
 
 def differences(config: Config, before: Config) -> str:
-    """What the settings say that they did not say before, for the log; empty if nothing."""
+    """The settings that differ from those before, for the log; empty if none does."""
     return ", ".join(
         f"{field.name} {_shown(getattr(config, field.name))} "
         f"(was {_shown(getattr(before, field.name))})"

@@ -22,7 +22,7 @@ _FIRST_FD = 3
 
 
 def notify(*fields: str) -> None:
-    """Tells the service manager, if there is one that wants to know.
+    """Notifies the service manager, if there is one.
 
     Args:
         fields: ``READY=1`` and the like; they go in one message.
@@ -41,13 +41,13 @@ def notify(*fields: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Says that a restart of the workers begins; ``READY=1`` is to follow."""
+    """Notifies it that a restart of the workers begins; ``READY=1`` is to follow."""
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
     notify("RELOADING=1", f"MONOTONIC_USEC={now}")
 
 
 async def feed_watchdog() -> None:
-    """Says ``WATCHDOG=1`` twice as often as asked for, while the running loop runs.
+    """Notifies ``WATCHDOG=1`` twice as often as asked for, while the running loop runs.
 
     Returns at once if nobody asks for it.
     """

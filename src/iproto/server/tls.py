@@ -79,7 +79,7 @@ class SecureStream:
     Args:
         secure: the socket, after the handshake.
         frames: the connection's own.
-        on_failure: hears why TLS ended the connection.
+        on_failure: called with the reason, if TLS ends the connection.
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class SecureStream:
             if left is not None:
                 self._end_drain(left - len(data))
         elif data is not None:
-            # OpenSSL does not hear of it: it would refuse to encrypt what is still to be said.
+            # OpenSSL does not get to know: it would refuse to encrypt the replies still to come.
             self._frames.end_input()
         return self._frames.status
 
@@ -127,7 +127,7 @@ class SecureStream:
         return self._frames.status
 
     def flush(self, fd: int, /) -> None:
-        """Sends what waits, and behind the last bytes of all says that they were that."""
+        """Sends what waits, and behind the last bytes of all TLS's own end."""
         if self._secure.is_flushed:
             answers = self._frames.take()
             if answers:
@@ -138,7 +138,7 @@ class SecureStream:
         self._push()
 
     def drain(self, unread: int, reason: CloseReason) -> None:
-        """Closes once so many bytes of the socket are decrypted and executed."""
+        """Closes once ``unread`` bytes of the socket are decrypted and executed."""
         if self._drain_left is None:
             self._drain_reason = reason
             self._end_drain(unread)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Watcher(Protocol):
-    """What hears of a socket."""
+    """The receiver of a socket's events."""
 
     frames: ServerFrames
 
@@ -26,7 +26,7 @@ class SocketWatch:
 
     Args:
         fd: the socket.
-        hangups: tells of a reset while the socket is neither read nor written.
+        hangups: finds a reset while the socket is neither read nor written.
         loop: the running loop.
     """
 
@@ -51,7 +51,7 @@ class SocketWatch:
         """Watches for these, and for nothing else.
 
         Args:
-            watcher: hears of it; not kept, for it has this object itself.
+            watcher: gets the events; not kept, for it has this object itself.
             reading: whether the socket has something to read.
             writing: whether it takes something.
             hangup: whether it was reset.

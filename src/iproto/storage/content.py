@@ -24,7 +24,7 @@ _MAGIC = 8
 
 MAKING = b"iproto is making this storage file\n"
 """What a file begins with while it is made. Nothing was served from it yet, so
-whoever finds it begins again."""
+the next start makes it anew."""
 
 _WHAT_TO_DO = "restore a copy of it, or remove it to begin with an empty storage"
 

@@ -29,7 +29,7 @@ class Flusher:
         self._storage = storage
         self._seconds = seconds
         self._ended = False
-        self._told = threading.Event()  # another pace, or the end
+        self._wake = threading.Event()  # another pace, or the end
         self._thread = threading.Thread(target=self._run, name="iproto storage flush", daemon=True)
 
     def __enter__(self) -> Flusher:
@@ -43,19 +43,19 @@ class Flusher:
         traceback: TracebackType | None,
     ) -> None:
         self._ended = True
-        self._told.set()
+        self._wake.set()
         self._thread.join()
 
     def change(self, seconds: float) -> None:
         """Flushes at another pace from now on."""
         self._seconds = seconds
-        self._told.set()
+        self._wake.set()
 
     def _run(self) -> None:
         while not self._ended:
-            told = self._told.wait(self._seconds or None)
-            self._told.clear()
-            if not told:
+            is_woken = self._wake.wait(self._seconds or None)
+            self._wake.clear()
+            if not is_woken:
                 self._flush()
         # What was written while the last flush went on is not on the disk.
         if self._seconds:

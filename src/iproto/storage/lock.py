@@ -123,7 +123,7 @@ def _take(name: str, path: str) -> int | None:
 
 
 def _user_of(name: str) -> int | None:
-    """Whose process has the name; None if that cannot be told."""
+    """Whose process has the name; None if that cannot be found out."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
 """Watching that a storage file stays where it is, while it is served.
 
-Whoever deletes or replaces the file takes the storage's memory from its path: the
+Deleting or replacing the file takes the storage's memory from its path: the
 server goes on, but what is written goes into a file without a name, which ends with
 the server. A thread looks every second, for a look can wait for a file system that
 does not answer. At the end everything is put where the next start finds it.
@@ -52,8 +52,8 @@ _ADVICE = {
     "replaced": "stop the server with SIGTERM, and it puts its own content beside the path; "
     "never write to the path of a file that is served",
     "moved": "move it back, or the next start at the path does not find what is written",
-    "cut_off": "stop the server and restore a copy; whoever touches what is gone is ended by "
-    "the system (SIGBUS)",
+    "cut_off": "stop the server and restore a copy; the system ends a process that touches what is "
+    "gone (SIGBUS)",
     "linked": "remove the other names, or the next start refuses it",
     "exposed": "chmod 600 and chown it, or the next start refuses it",
     "unreachable": "look at the file system that it is on",

@@ -1,4 +1,4 @@
-"""Stands between clients and a server, and does to calls what the faults say."""
+"""Stands between clients and a server, and applies the faults to calls."""
 
 from __future__ import annotations
 

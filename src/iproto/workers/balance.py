@@ -2,7 +2,7 @@
 
 A connection stays with its worker, and the system spreads new ones by chance. So the
 supervisor looks at how many each worker has. While they are uneven, each worker has a
-target: above it the worker accepts nothing and announces the end to its surplus, the
+target: above it the worker accepts nothing and announces the end to the excess, the
 longest idle first; below it the worker accepts at all listeners of the server. Clients
 that understand an announced end come back at once, to where there is room. Others are left
 where they are, and only new connections even the workers out.
@@ -53,7 +53,7 @@ SILENT = 1.5
 
 
 def is_uneven(counts: list[int]) -> bool:
-    """Whether workers with so many connections are to be evened out."""
+    """Whether workers with these numbers of connections are to be evened out."""
     least, most = min(counts), max(counts)
     if sum(counts) < FEW:
         return most - least > SPREAD
@@ -61,7 +61,7 @@ def is_uneven(counts: list[int]) -> bool:
 
 
 def is_even(counts: list[int]) -> bool:
-    """Whether workers with so many connections have been evened out."""
+    """Whether workers with these numbers of connections have been evened out."""
     least, most = min(counts), max(counts)
     return most - least <= 1 or (sum(counts) >= FEW and most <= EVEN * least)
 
@@ -97,13 +97,13 @@ class Balance:
         self._return_until = 0.0
 
     async def run(self) -> None:
-        """Looks every so often, until it is cancelled."""
+        """Looks every ``PERIOD`` seconds, until it is cancelled."""
         while True:
             await asyncio.sleep(PERIOD)
             self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Looks at the workers once, and tells them what is to be done."""
+        """Looks at the workers once, and sends them their limits."""
         workers = self._serving()
         counts = [self._pool.storage.connections(worker.area) for worker in workers]
         if len(workers) < 2 or self._is_changing() or not self._is_due(counts, now):

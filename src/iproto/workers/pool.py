@@ -38,7 +38,7 @@ YOUNG = 5.0
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 10.0
 
-# Seconds that a worker may take to be ready: imports of the user's app.
+# Seconds that a worker may take to be ready: imports of the app.
 START_TIMEOUT = 60.0
 
 # Seconds between two looks at the workers' heartbeats.

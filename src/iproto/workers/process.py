@@ -141,5 +141,5 @@ def launch(
 
 
 def describe_exit(code: int) -> str:
-    """Says in the log's words how a process ended, by its exit code."""
+    """How a process ended, by its exit code, for the log."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"

@@ -106,7 +106,7 @@ class Supervisor:
         )
 
     async def run(self) -> int:
-        """Starts the workers and keeps them running until told to stop.
+        """Starts the workers and keeps them running until a signal stops them.
 
         Returns:
             The exit code: 0 if all drained in time, 1 if not, 2 if the first

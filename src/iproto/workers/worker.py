@@ -60,7 +60,7 @@ LEVEL = "level"
 """Message to a worker: the limit is over."""
 
 SHED = "shed"
-"""Message to a worker, with a number: announce the end to connections beyond so many."""
+"""Message to a worker, with a number: announce the end to connections beyond that."""
 
 EXIT_USAGE = 2
 
