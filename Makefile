@@ -34,7 +34,7 @@ TIMES ?= 3
 
 .PHONY: steady
 steady: $(BUILT) ## Run TESTS (all by default) TIMES times beside a load of 8 on each core
-	$(BIN)/python tools/beside_load.py $(BIN)/python -m pytest --numprocesses $(JOBS) --timeout 600 \
+	TEST_PATIENCE=5 $(BIN)/python tools/beside_load.py $(BIN)/python -m pytest --numprocesses $(JOBS) --timeout 600 \
 		--count $(TIMES) --repeat-scope session $(TESTS)
 
 .PHONY: smoke
@@ -50,7 +50,7 @@ coverage: $(COVERAGE)/.built ## Which lines the tests run, of Python and the ext
 	git ls-files -z --cached --others --exclude-standard tests docs examples benchmarks tools model deploy .github \
 		'*.md' | tar --null -T - -cf - | tar -xf - -C $(COVERAGE)/source
 	cd $(COVERAGE)/source && rm -f .coverage* && PATH="$(CURDIR)/$(COVERAGE)/venv/bin:$$PATH" && \
-		python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 $(TESTS) && \
+		TEST_PATIENCE=5 python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 $(TESTS) && \
 		python -m coverage combine --quiet && python -m coverage html --quiet && python -m coverage report --skip-covered
 
 $(COVERAGE)/.built: $(MADE_OF)
@@ -136,7 +136,7 @@ ASAN_TESTS ?=
 .PHONY: asan
 asan: build/asan/.built ## The suite with AddressSanitizer and UBSan, by clang; ASAN_TESTS=tests/codec for a part
 	@rm -f $(REPORT).*
-	LD_PRELOAD=$(ASAN_RUNTIME) $(call SANITIZED,:log_path=$(REPORT)) \
+	TEST_PATIENCE=5 LD_PRELOAD=$(ASAN_RUNTIME) $(call SANITIZED,:log_path=$(REPORT)) \
 		build/asan/venv/bin/python -m pytest --numprocesses 2 --timeout 900 -m "not address_space" $(ASAN_TESTS) || \
 		{ cat $(REPORT).* 2>/dev/null; exit 1; }
 	@! cat $(REPORT).* 2>/dev/null

@@ -206,6 +206,8 @@ class Cutting(LoadedServer):
             return
         with sock, contextlib.suppress(OSError):
             data = sock.recv(1 << 16)
+            if not data:  # the load's time was over before its first request
+                return
             (request_id,) = struct.unpack_from("<I", data, 8)
             sock.sendall(self._reply(FuncID.STORAGE_READ, request_id, b"\x00")[:14])
             sock.shutdown(socket.SHUT_WR)

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from iproto.address import Address
 
 # Seconds after which a wait in a test counts as lost. Nothing waits so long, even on a machine
-# with ten times more to do than it has cores.
-PATIENCE = 40.0
+# with ten times more to do than it has cores. TEST_PATIENCE multiplies it, where tests are slowed
+# down on purpose: by a sanitizer, a tracer or another load.
+PATIENCE = 40.0 * float(os.environ.get("TEST_PATIENCE", "1"))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
