@@ -148,7 +148,7 @@ asan-short: ## The part of it that drives the extension without processes
 build/asan/.built: $(SOURCES)
 	$(call instrumented_build,build/asan,$(SANITIZE) -shared-libasan)
 
-FUZZ_TARGETS := server_frames client_frames store_image call_bodies
+FUZZ_TARGETS := server_frames net_rpc client_frames store_image call_bodies
 
 .PHONY: fuzz
 fuzz: build/fuzz/.built ## Fuzz the extension, each target for SECONDS; what is found is in build/fuzz

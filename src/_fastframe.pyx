@@ -24,6 +24,7 @@ declares to Cython what the other parts use of it.
     buffer      bytes that wait, in and out
     socket      receiving and sending
     bodycheck   one pass over a body before anything is built of it
+    gob         the encoding of Go's net/rpc (gob.h, gobcall.h, gobreply.h)
     functions   UserFunction: how bodies are read; Call and CallBudget
     clients     what each client may still do, in memory that workers share
     guard       what a client may do: the functions that it may call, and its rate
@@ -31,6 +32,7 @@ declares to Cython what the other parts use of it.
     scan        bytes to Requests, and who answers each
     rate        scanning no more than the client's rate permits
     calls       calls of user functions: they wait, run and are answered
+    netrpc      bytes of Go's net/rpc to calls, and their replies
     requests    requests to bytes
     dialect     which dialect a server speaks
     pending     requests that wait for replies
@@ -111,6 +113,7 @@ include "fastframe/reply.pxi"
 include "fastframe/buffer.pxi"
 include "fastframe/socket.pxi"
 include "fastframe/bodycheck.pxi"
+include "fastframe/gob.pxi"
 include "fastframe/functions.pxi"
 include "fastframe/clients.pxi"
 include "fastframe/guard.pxi"
@@ -118,6 +121,7 @@ include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
 include "fastframe/rate.pxi"
 include "fastframe/calls.pxi"
+include "fastframe/netrpc.pxi"
 include "fastframe/requests.pxi"
 include "fastframe/dialect.pxi"
 include "fastframe/pending.pxi"

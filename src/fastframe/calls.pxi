@@ -14,6 +14,8 @@ cdef int queue_call(ServerFrames self, UserFunction function, const Request* req
     call = Call.__new__(Call)
     call.function = function
     call.request_id = request.request_id
+    if self.net_rpc != NULL:
+        call.seq = self.net_rpc.seq
     call.body = PyBytes_FromStringAndSize(<const char*>request.body, request.length)
     call.arrived = self.arrived
     self.queue.append(call)
@@ -208,7 +210,7 @@ cdef int put_value(ServerFrames self, Call call, value) except -1:
 cdef int put_body(ServerFrames self, Call call, uint32_t code, bytes body) except -1:
     cdef size_t size = PyBytes_GET_SIZE(body)
     cdef uint8_t* out
-    if size > MAX_REPLY_BODY:
+    if size > (MAX_REPLY_BODY if self.net_rpc == NULL else GOB_MOST_BODY):
         raise ValueError(f"a result of {size} bytes does not fit into a frame")
     out = begin_body(self, call, code, size)
     if out != NULL:
@@ -223,8 +225,9 @@ cdef uint8_t* begin_body(ServerFrames self, Call call, uint32_t code, size_t siz
     """
     cdef int row = call.function.row
     cdef uint64_t elapsed
-    cdef size_t whole = HEADER_BYTES + 4 + size
+    cdef size_t whole = size + (HEADER_BYTES + 4 if self.net_rpc == NULL else AROUND_REPLY)
     cdef size_t waiting = self.output.end - self.output.start
+    cdef uint8_t* begin
     cdef uint8_t* out
     if self.discarded:
         return NULL
@@ -236,8 +239,15 @@ cdef uint8_t* begin_body(ServerFrames self, Call call, uint32_t code, size_t siz
         self.status |= OVERFULL
         return NULL
     reserve(&self.output, whole)
-    out = put_response(self.output.data + self.output.end, call.function.func_id,
-                       call.request_id, code, <uint32_t>size, self.mailru)
+    begin = self.output.data + self.output.end
+    if self.net_rpc == NULL:
+        out = put_response(begin, call.function.func_id, call.request_id, code, <uint32_t>size,
+                           self.mailru)
+    else:
+        out = begin_reply(self, begin, call.seq, call.function.func_id, call.request_id, code,
+                          <uint32_t>size)
+        out[size] = 0
+        whole = out + size + 1 - begin
     self.output.end += whole
     self.unanswered -= 1
     self.me.requests[row][column_of(code)] += 1

@@ -20,8 +20,8 @@ LAG[:] = [
     500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000, 25_000_000, 50_000_000,
     100_000_000, 250_000_000, 500_000_000, 1_000_000_000, 5_000_000_000,
 ]
-BUCKET_BOUNDS = tuple(bound / 1e9 for bound in SERVICE)
-LAG_BUCKET_BOUNDS = tuple(bound / 1e9 for bound in LAG)
+BUCKET_BOUNDS = tuple([bound / 1e9 for bound in SERVICE])
+LAG_BUCKET_BOUNDS = tuple([bound / 1e9 for bound in LAG])
 
 
 cdef inline int bucket_of(uint64_t ns, const uint64_t* bounds, int count) noexcept nogil:

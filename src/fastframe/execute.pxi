@@ -33,6 +33,7 @@ cdef const char* LOCK_TEXT = (
 cdef const char* NOT_PERMITTED_TEXT = (
     b"this client may not call this function, or not at this address"
 )
+cdef const char* LENGTH_TEXT = b"string of %llu bytes is over the limit of %d"
 
 
 cdef inline void execute(const handle_t* h, const Op* op, Hold* hold,
@@ -141,8 +142,7 @@ cdef void refuse_length(Result* result, const Hold* hold, uint64_t length) noexc
     if hold.forbidden >> ROW_REPLACE & 1:
         refuse_hold(result, hold, ROW_REPLACE)
         return
-    snprintf(result.made, ERROR_TEXT, b"string of %llu bytes is over the limit of %d",
-             <unsigned long long>length, SLOT_BYTES)
+    snprintf(result.made, ERROR_TEXT, LENGTH_TEXT, <unsigned long long>length, SLOT_BYTES)
     refuse(result, ILLEGAL_PARAMS, result.made)
 
 

@@ -113,6 +113,7 @@ cdef class Call:
 
     cdef readonly UserFunction function
     cdef readonly uint32_t request_id
+    cdef uint64_t seq  # of a call by net/rpc
     cdef bytes body  # until its arguments are read
     cdef uint64_t arrived  # CLOCK_MONOTONIC, ns
     cdef CallBudget budget  # of which it has a place while it runs

@@ -12,6 +12,14 @@ cdef struct window_t:
     uint32_t answered_before
 
 
+cdef inline size_t scan_permitted(ServerFrames self, const uint8_t* data, size_t size,
+                                  uint8_t* out_limit) except? 0:
+    """``scan``, within the client's rate if there is one."""
+    if unlikely_so(self.guard.arrival != NULL):
+        return scan_within_rate(self, data, size, out_limit)
+    return scan(self, data, size, out_limit)
+
+
 cdef size_t scan_within_rate(ServerFrames self, const uint8_t* data, size_t size,
                              uint8_t* out_limit) except? 0:
     """As ``scan``, window after window."""

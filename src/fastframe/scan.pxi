@@ -172,6 +172,8 @@ cdef int refuse_body(ServerFrames self, const Request* request) except -1:
              b"body of %u bytes is over the limit of %u; closing the connection, "
              b"for what follows cannot be told apart", request.length, self.max_body)
     fail(self, request, row_of(known_functions(self), request.func_id), ILLEGAL_PARAMS, text)
+    if looks_like_net_rpc(self.first_header):
+        self.close_text = SPEAKS_NET_RPC
     return begin_close(self, CloseReason.BODY_TOO_LARGE)
 
 

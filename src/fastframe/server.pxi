@@ -19,6 +19,7 @@ cdef class ServerFrames:
         guard: what this client may do; None: all. ``functions`` are those that it may call.
         account: its place in the table of clients, for the limits of ``guard``.
         peer: what ``calling_peer`` returns while a call of this connection runs.
+        net_rpc: whether the client is one of Go's net/rpc, and not of iproto.
 
     An exception out of a method that executes or answers (out of memory, most likely)
     breaks the stream: ``status`` has ``IS_BROKEN``, nothing is executed or sent any
@@ -60,6 +61,10 @@ cdef class ServerFrames:
     # Set with IS_CLOSING: why, and the last bytes to send.
     cdef readonly object close_reason
     cdef bytes final_bytes
+    # Why, where the reason does not tell it: for the log.
+    cdef readonly str close_text
+    # Where a stream of gob stands; NULL where it is frames.
+    cdef NetRpc* net_rpc
     # The first header that came, and whether the client has the mark of those that
     # understand a SHUTDOWN which they did not ask for.
     cdef uint8_t[HEADER_BYTES] first_header
@@ -86,7 +91,7 @@ cdef class ServerFrames:
                   uint32_t max_calls, dict functions not None, CallBudget budget=None,
                   size_t max_queue=DEFAULT_QUEUE, double queue_timeout=10.0,
                   size_t max_unsent=DEFAULT_UNSENT, Guard guard=None, Account account=None,
-                  peer=None):
+                  peer=None, bint net_rpc=False):
         self.storage = storage
         self.me = storage.handle.me
         self.mailru = mailru
@@ -104,8 +109,11 @@ cdef class ServerFrames:
         begin_guard(&self.guard, guard, account)
         self.final_bytes = b""
         self.traffic_ns = clock_ns()
+        if net_rpc:
+            self.net_rpc = new_net_rpc()
 
     def __dealloc__(self):
+        free(self.net_rpc)
         free(self.input.data)
         free(self.output.data)
 
@@ -237,7 +245,7 @@ cdef class ServerFrames:
         """Sets knows_shutdown by the connection's first request_id, once that is complete."""
         cdef size_t taken = min(size, <size_t>(HEADER_BYTES - self.received))
         memcpy(self.first_header + self.received, chunk, taken)
-        if self.received + taken == HEADER_BYTES:
+        if self.received + taken == HEADER_BYTES and self.net_rpc == NULL:
             # The ids of the mark, 0xff010000..0xff01ffff, begin with SHUTDOWN's number.
             self.knows_shutdown = load_le32(self.first_header + 8) >> 16 == SHUTDOWN
 
@@ -264,10 +272,10 @@ cdef class ServerFrames:
         self.status &= ~(MORE | FULL | PAUSED)
         memset(&self.done, 0, sizeof(Done))
         self.out = scratch
-        if unlikely_so(self.guard.arrival != NULL):
-            used[0] = scan_within_rate(self, data, size, scratch + OUTPUT_LIMIT)
+        if unlikely_so(self.net_rpc != NULL):
+            used[0] = scan_calls(self, data, size, scratch + OUTPUT_LIMIT)
         else:
-            used[0] = scan(self, data, size, scratch + OUTPUT_LIMIT)
+            used[0] = scan_permitted(self, data, size, scratch + OUTPUT_LIMIT)
         built = self.out - scratch
         observe(self.me, &self.done, clock_ns() - self.arrived)
         self.me.bytes_out += built

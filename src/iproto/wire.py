@@ -195,6 +195,8 @@ class CloseReason(enum.IntEnum):
     """``--max-tls-handshakes`` were under way already."""
     DENIED = 17
     """Its address may not connect: ``--allow`` and ``--deny``."""
+    BAD_GOB = 18
+    """What came was not what clients of net/rpc send, or over a limit on it; the log says which."""
     # end of close reasons
 
 

@@ -25,7 +25,9 @@ from iproto.server.calls import callee_of
 from iproto.server.config import Config
 from iproto.server.repeats import Repeats
 from iproto.wire import HEADER_BYTES, SLOT_BYTES, SLOT_COUNT, FuncID, State
+from tests.helpers import gob
 from tests.helpers.callees import answer, callee, take_calls
+from tests.helpers.net_rpc import CallReply, OracleNetRpc, ReplyReader
 from tests.helpers.oracle import (
     HEADER,
     OracleServer,
@@ -77,6 +79,38 @@ def server_frames(data: bytes) -> None:
         response(func_id, request_id, 0, b"\xc0", mailru=mailru)
         for func_id, request_id, _ in oracle.calls
     )
+
+
+def net_rpc(data: bytes) -> None:
+    """A stream of gob; of the first byte, a bit puts definitions first, the rest sizes chunks."""
+    if not data:
+        return
+    size = 1 + (data[0] >> 1)
+    stream = (gob.DEFINITIONS if data[0] & 1 else b"") + data[1:]
+    frames = ff.ServerFrames(
+        ff.Storage(),
+        mailru=False,
+        max_body=MAX_BODY,
+        max_calls=1 << 16,
+        functions={USER: callee(USER, fail=lambda _refusal: (0, b"\xc0"))},
+        max_queue=1 << 30,
+        net_rpc=True,
+    )
+    oracle = OracleNetRpc(max_body=MAX_BODY, functions={USER})
+    replies = b""
+    for at in range(0, len(stream), size):
+        replies += frames.feed(stream[at : at + size]) or b""
+        while frames.status & ff.HAS_MORE:
+            replies += frames.feed(b"") or b""
+    for call in take_calls(frames):
+        answer(frames, call)
+    reader = ReplyReader()
+    assert reader.read(replies) == oracle.feed(stream)
+    assert sorted(reader.read(frames.take())) == sorted(
+        CallReply(seq, False, func_id, request_id, False, b"\xc0")
+        for seq, func_id, request_id, _ in oracle.calls
+    )
+    assert (frames.close_reason.name if frames.close_reason is not None else "") == oracle.closed
 
 
 def client_frames(data: bytes) -> None:
@@ -300,6 +334,7 @@ def _functions() -> list[tuple[str, tuple[Any, ...], ff.UserFunction]]:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "server_frames": server_frames,
+    "net_rpc": net_rpc,
     "client_frames": client_frames,
     "store_image": store_image,
     "call_bodies": call_bodies,

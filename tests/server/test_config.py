@@ -130,6 +130,7 @@ def test_every_setting_has_its_variable() -> None:
     environment = {
         "IPROTO_BIND": "127.0.0.1:1, unix:/tmp/x",
         "IPROTO_ADMIN_BIND": "127.0.0.1:2",
+        "IPROTO_NET_RPC_BIND": "127.0.0.1:3, unix:/tmp/z",
         "IPROTO_ALLOW": "10.0.0.0/8,2001:db8::/32",
         "IPROTO_DENY": "10.1.2.3",
         "IPROTO_ACL": "10.0.0.0/8=read+call, uid:0=all",
@@ -165,6 +166,7 @@ def test_every_setting_has_its_variable() -> None:
     assert read_settings({}, environment) == Config(
         bind=("127.0.0.1:1", "unix:/tmp/x"),
         admin_bind=("127.0.0.1:2",),
+        net_rpc_bind=("127.0.0.1:3", "unix:/tmp/z"),
         allow=("10.0.0.0/8", "2001:db8::/32"),
         deny=("10.1.2.3",),
         acl=("10.0.0.0/8=read+call", "uid:0=all"),
@@ -221,6 +223,7 @@ def test_a_bad_variable_is_refused(environment: dict[str, str], message: str) ->
 VALUES: dict[str, list[Any]] = {
     "bind": [["127.0.0.1:1"], ["127.0.0.1:2", "unix:/tmp/x"], ["[::1]:3"]],
     "admin_bind": [["127.0.0.1:4"], ["unix:/tmp/y?mode=0600"]],
+    "net_rpc_bind": [["127.0.0.1:5"], ["unix:/tmp/z?mode=0600"]],
     "allow": [["10.0.0.0/8"], ["192.0.2.1", "2001:db8::/32"]],
     "deny": [["10.1.0.0/16"], ["::1"]],
     "acl": [["10.0.0.0/8=read"], ["uid:0=all", "::/0=none"]],
@@ -344,3 +347,28 @@ def test_a_file_that_cannot_be_read_again_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match="must be a regular file"):
         read_settings({"config": f"{tmp_path}/pipe"}, {})
+
+
+# Addresses for clients of net/rpc.
+
+
+def test_addresses_of_net_rpc_are_listeners_of_that_dialect() -> None:
+    config = Config(bind="127.0.0.1:1", net_rpc_bind=("127.0.0.1:2?rights=read", "unix:/tmp/x"))
+    assert [(one.address, one.dialect, one.rights) for one in config.listeners] == [
+        ("127.0.0.1:1", "vk", ("all",)),
+        ("127.0.0.1:2", "net-rpc", ("read",)),
+        ("unix:/tmp/x", "net-rpc", ("all",)),
+    ]
+    in_file = {"address": "127.0.0.1:2", "dialect": "net-rpc"}
+    assert [one.dialect for one in Config(listener=(in_file,)).listeners] == ["net-rpc"]  # type: ignore[arg-type]
+
+
+def test_with_addresses_of_net_rpc_alone_there_is_no_other_one() -> None:
+    assert [one.address for one in Config(net_rpc_bind=":8080").listeners] == [":8080"]
+
+
+def test_an_address_of_net_rpc_has_no_dialect_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="has a dialect; here it is net-rpc always"):
+        Config(net_rpc_bind="127.0.0.1:1?dialect=vk")
+    with pytest.raises(ConfigError, match="must be one of vk, mailru"):
+        Config(dialect="net-rpc")

@@ -22,6 +22,7 @@ from iproto.errors import ConfigError
 from iproto.server import networks
 from iproto.server.listener_config import (
     DIALECTS,
+    NET_RPC,
     ListenerConfig,
     fixed_parts,
     listener_from,
@@ -70,6 +71,8 @@ class Config:
         listener: further listeners, each a :class:`ListenerConfig` or a dict of its fields.
         admin_bind: listeners, as in ``bind``, at which the storage may be switched; where
             there are any, the others have not the right ``admin`` unless their rights say so.
+        net_rpc_bind: listeners, as in ``bind``, for clients of Go's net/rpc. Where there
+            are any, and neither ``bind`` nor ``listener``, there are no others.
         allow: networks like ``10.0.0.0/8`` or addresses; a TCP connection from elsewhere
             is closed at accept. Empty for no such bound.
         deny: networks or addresses; a TCP connection from there is closed at accept.
@@ -141,6 +144,14 @@ class Config:
         (),
         "address to listen on for those who may switch the storage; they may not at others then; "
         "as --bind, may be given several times",
+        metavar="ADDRESS",
+        many=True,
+        fixed=fixed_parts,
+        shown="none",
+    )
+    net_rpc_bind: tuple[str, ...] | str = _setting(
+        (),
+        "address to listen on for clients of Go's net/rpc; as --bind, may be given several times",
         metavar="ADDRESS",
         many=True,
         fixed=fixed_parts,
@@ -364,11 +375,12 @@ class Config:
             raise ConfigError(f"listener is {self.listener!r}; it must be a list of tables")
         self._put("listener", tuple(map(listener_from, self.listener)))
         self._put("admin_bind", self._checked_binds("admin_bind"))
+        self._put("net_rpc_bind", self._checked_binds("net_rpc_bind"))
+        others = self.listener or self.net_rpc_bind
         if getattr(self, "bind", None) is None:  # its default
-            default = () if self.listener else (f"{DEFAULT_HOST}:{DEFAULT_PORT}",)
-            self._put("bind", default)
+            self._put("bind", () if others else (f"{DEFAULT_HOST}:{DEFAULT_PORT}",))
         self._put("bind", self._checked_binds("bind"))
-        if not (self.bind or self.listener):
+        if not (self.bind or others):
             raise ConfigError("bind is empty; give at least one address, like 127.0.0.1:8080")
 
     def _checked_binds(self, name: str) -> tuple[str, ...]:
@@ -377,13 +389,17 @@ class Config:
         if not isinstance(texts, (tuple, list)) or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f"{name} is {texts!r}; it must be an address, or a list of addresses")
         for text in texts:
-            parse_listener(text)
+            parse_listener(text, dialect=NET_RPC if name == "net_rpc_bind" else None)
         return tuple(texts)
 
     @property
     def listeners(self) -> tuple[ListenerConfig, ...]:
         """All of them, with the rights and the dialect that each has in the end."""
-        binds = [*map(parse_listener, self.bind), *self.listener]
+        binds = [
+            *map(parse_listener, self.bind),
+            *self.listener,
+            *(parse_listener(text, dialect=NET_RPC) for text in self.net_rpc_bind),
+        ]
         return tuple(
             dataclasses.replace(
                 one,

@@ -13,6 +13,7 @@ from iproto._fastframe import CallBudget, ServerFrames
 from iproto.errors import ConfigError
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
+from iproto.server.listener_config import NET_RPC
 from iproto.server.permissions import Permissions
 from iproto.wire import CloseReason
 
@@ -167,6 +168,7 @@ class Connections:
             max_unsent=config.max_unsent,
             guard=granted.guard,
             peer=peer,
+            net_rpc=listener.dialect == NET_RPC,
         )
         stream: ServerFrames | SecureStream = frames
         if secure is not None:
@@ -215,6 +217,14 @@ class Connections:
                 "TLS at a plain port",
                 "a client spoke TLS where the server does not; it must use iproto:// here, or the "
                 "server needs --tls-cert",
+            )
+        elif connection.frames.close_text is not None:
+            self._repeats.error(
+                ("stream", connection.frames.close_text),
+                "a connection from %s was ended: %s",
+                connection.peer,
+                connection.frames.close_text,
+                level=logging.WARNING,
             )
         self._note_end()
 

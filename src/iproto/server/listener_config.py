@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DIALECTS = ("vk", "mailru")
-"""What a listener can speak."""
+"""Of iproto."""
+
+NET_RPC = "net-rpc"
+"""In place of iproto: Go's net/rpc."""
+
+DIALECTS_OF_LISTENERS = (*DIALECTS, NET_RPC)
 
 HIGHEST_MODE = 0o777
 
@@ -27,7 +32,8 @@ class ListenerConfig:
         address: ``HOST:PORT`` or ``unix:PATH``.
         rights: what may be called here, as for :func:`iproto.server.rights.parse_rights`;
             None for all, without ``admin`` where there is an ``admin_bind``.
-        dialect: ``"vk"`` or ``"mailru"``; None for that of the server.
+        dialect: ``"vk"`` or ``"mailru"``; None for that of the server. ``"net-rpc"`` for
+            clients of Go's net/rpc.
         mode: permissions of a unix socket, 0..0o777, also as octal text like ``"0660"``;
             None for what the umask leaves.
         group: name or number of the group that a unix socket belongs to; None for the
@@ -53,10 +59,10 @@ class ListenerConfig:
             self._put("rights", texts)
         if isinstance(self.dialect, Dialect):
             self._put("dialect", self.dialect.value)
-        if self.dialect is not None and self.dialect not in DIALECTS:
+        if self.dialect is not None and self.dialect not in DIALECTS_OF_LISTENERS:
             raise ConfigError(
                 f"dialect of {self.address} is {self.dialect!r}; "
-                f"it must be one of {', '.join(DIALECTS)}"
+                f"it must be one of {', '.join(DIALECTS_OF_LISTENERS)}"
             )
         self._check_mode()
         self._check_group()
@@ -104,19 +110,24 @@ class ListenerConfig:
 _KEYS = [field.name for field in dataclasses.fields(ListenerConfig)]
 
 
-def parse_listener(text: str) -> ListenerConfig:
+def parse_listener(text: str, *, dialect: str | None = None) -> ListenerConfig:
     """Reads the short form: ``0.0.0.0:8080?rights=read+call&dialect=mailru``.
 
     Args:
         text: an address, and behind a question mark what differs from the defaults.
+        dialect: what the listener speaks, where the text may not say it.
 
     Raises:
         ConfigError: a key or a value is wrong.
     """
     address, question, query = text.partition("?")
     values: dict[str, Any] = {"address": address}
+    if dialect is not None:
+        values["dialect"] = dialect
     for pair in query.split("&") if question else ():
         key, equals, value = pair.partition("=")
+        if key == "dialect" and dialect is not None:
+            raise ConfigError(f"listener {text!r} has a dialect; here it is {dialect} always")
         if not equals or key == "address" or key in values:
             raise ConfigError(
                 f"listener {text!r} has {pair!r}; write it like "
