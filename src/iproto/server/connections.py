@@ -6,7 +6,7 @@ import asyncio
 import heapq
 import logging
 import random
-import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import CallBudget, ServerFrames
@@ -18,6 +18,7 @@ from iproto.server.permissions import Permissions
 from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from iproto._fastframe import Storage, UserFunction
@@ -84,6 +85,8 @@ class Connections:
             self._start_tls(loop)
         elif self._config.tls_key is not None or self._config.tls_client_ca is not None:
             raise ConfigError("tls_key and tls_client_ca need tls_cert; name the certificate")
+        elif any(listener.tls for listener in self._config.listeners):
+            raise ConfigError("a listener with tls needs tls_cert; name the certificate")
         self._permissions.functions = functions
         self._loop = loop
         self._hangups = Hangups(loop)
@@ -130,7 +133,7 @@ class Connections:
         peer = self._permissions.peer_of(sock, address, listener)
         if not self._permissions.may_connect(peer):
             self._deny(sock, peer)
-        elif self._handshakes is not None and sock.family != socket.AF_UNIX:
+        elif self._handshakes is not None and listener.speaks_tls(by_default=True):
             self._handshakes.begin(sock, (peer, listener))
         else:
             self._serve(sock, peer, listener, None)
@@ -174,7 +177,7 @@ class Connections:
         if secure is not None:
             from iproto.server.tls import SecureStream
 
-            stream = SecureStream(secure, frames, self._tls_failed)
+            stream = SecureStream(secure, frames, partial(self._tls_failed, peer))
         connection = Connection(
             self, sock, peer, frames, stream, self._call_tasks, self._hangups, self._loop
         )
@@ -187,8 +190,10 @@ class Connections:
             )
         return connection
 
-    def _tls_failed(self, why: str) -> None:
-        self._repeats.error(("TLS", why), "TLS with a client failed: %s", why)
+    def _tls_failed(self, peer: Peer, why: str) -> None:
+        self._repeats.error(
+            ("TLS", why), "TLS with %s failed: %s", peer, why, level=logging.WARNING
+        )
 
     def _deny(self, sock: socket.socket, peer: Peer) -> None:
         sock.close()
@@ -215,8 +220,10 @@ class Connections:
         if connection.frames.looks_like_tls:
             self._repeats.error(
                 "TLS at a plain port",
-                "a client spoke TLS where the server does not; it must use iproto:// here, or the "
+                "%s spoke TLS where the server does not; it must use iproto:// here, or the "
                 "server needs --tls-cert",
+                connection.peer,
+                level=logging.WARNING,
             )
         elif connection.frames.close_text is not None:
             self._repeats.error(

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     Arrival = tuple[Peer, ListenerConfig]
 
-logger = logging.getLogger("iproto.server")
-
 # Bytes taken from a socket before the next step. The rest waits in the system.
 _CHUNK = 16384
 
@@ -110,6 +108,7 @@ class Handshakes:
                 "refused a connection: %d TLS handshakes are under way; raise max_tls_handshakes, "
                 "or add workers",
                 self._limit,
+                level=logging.WARNING,
             )
             return
         secure = SecureSocket(sock, self._certificates.new_session())
@@ -232,9 +231,14 @@ class Handshakes:
     def _fail(self, handshake: _Handshake, why: str) -> None:
         with contextlib.suppress(OSError):
             handshake.secure.push()  # the alert
-            logger.debug("TLS handshake with %s failed: %s", handshake.arrival[0], why)
         self._end(handshake, CloseReason.TLS_FAILED)
-        self._repeats.error(("TLS", why), "the TLS handshake with a client failed: %s", why)
+        self._repeats.error(
+            ("TLS", why),
+            "the TLS handshake with %s failed: %s",
+            handshake.arrival[0],
+            why,
+            level=logging.WARNING,
+        )
 
     def _end(self, handshake: _Handshake, reason: CloseReason) -> None:
         if handshake not in self._open:

@@ -38,6 +38,8 @@ class ListenerConfig:
             None for what the umask leaves.
         group: name or number of the group that a unix socket belongs to; None for the
             process's own.
+        tls: whether it speaks TLS, also as text, ``"on"`` or ``"off"``; None for TLS at a TCP
+            address of a server that has a certificate.
 
     Raises:
         ConfigError: a value is outside what is said here.
@@ -48,6 +50,7 @@ class ListenerConfig:
     dialect: str | None = None
     mode: int | str | None = None
     group: str | int | None = None
+    tls: bool | str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.address, str):
@@ -66,6 +69,14 @@ class ListenerConfig:
             )
         self._check_mode()
         self._check_group()
+        if self.tls in ("on", "off"):
+            self._put("tls", self.tls == "on")
+        if not (self.tls is None or isinstance(self.tls, bool)):
+            raise ConfigError(
+                f"tls of {self.address} is {self.tls!r}; it must be true or false, on or off"
+            )
+        if self.tls and place.path:
+            raise ConfigError(f"tls of {self.address}: only a TCP address can have it")
         for name in ("mode", "group"):
             if getattr(self, name) is not None and not place.path:
                 raise ConfigError(f"{name} of {self.address}: only a unix socket has one")
@@ -97,6 +108,14 @@ class ListenerConfig:
     def granted(self) -> Rights:
         """``rights``, parsed."""
         return ALL if self.rights is None else parse_rights("rights", self.rights)
+
+    def speaks_tls(self, *, by_default: bool) -> bool:
+        """Whether connections begin with a handshake.
+
+        Args:
+            by_default: whether a TCP address that says nothing of it does.
+        """
+        return by_default and not self.place.path if self.tls is None else bool(self.tls)
 
     @property
     def fixed_part(self) -> tuple[object, ...]:
