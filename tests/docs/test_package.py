@@ -10,6 +10,7 @@ import inspect
 import pathlib
 import pkgutil
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -41,6 +42,19 @@ def test_metadata_has_the_name_and_version_of_the_package() -> None:
     distribution = importlib.metadata.distribution("iproto")
     assert distribution.metadata["Name"] == "iproto"
     assert distribution.version == iproto.__version__
+
+
+def test_the_packaged_readme_links_to_nothing_that_is_not_packaged() -> None:
+    description = runpy.run_path(str(ROOT / "setup.py"))["description"]()
+    targets = re.findall(r"\]\(([^)]*)\)", description)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    for name in re.findall(r"`((?:docs|examples)\S*|[A-Z]+(?:\.md)?)`", description):
+        assert (ROOT / name).exists(), name
+    assert "| `docs/server.md` | options" in description
+    assert "with rights and networks (`docs/security.md`)" in " ".join(description.split())
+    installed = importlib.metadata.distribution("iproto")
+    if not str(installed.locate_file("iproto")).startswith(str(ROOT)):  # no editable one of before
+        assert installed.metadata["Description"].strip() == description.strip()
 
 
 @pytest.mark.parametrize("name", ["py.typed", "_fastframe.pyi"])

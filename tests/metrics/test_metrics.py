@@ -117,7 +117,7 @@ def test_users_functions_have_their_names_and_the_unknown_share_one() -> None:
 def test_every_series_of_the_known_functions_is_there_from_the_start() -> None:
     app = iproto.App()
     app.function(0x30001, name="mine")(lambda: None)
-    functions = [*iproto.FuncID.__members__, "unknown", "mine"]
+    functions = [*iproto.FuncID.__members__, "unknown", "DESCRIBE_FUNCTIONS", "mine"]
     with serving(app, metrics_bind="127.0.0.1:0") as served:
         samples = scrape(served)
     expected = {
