@@ -160,13 +160,18 @@ def echo_of(*, is_async: bool) -> dict[int, UserFunction]:
 
 
 def new_frames(
-    areas: int = 1, *, is_async: bool = False, in_file: bool = False, limited: bool = False
+    areas: int = 1,
+    *,
+    is_async: bool = False,
+    in_file: bool = False,
+    limited: bool = False,
+    net_rpc: bool = False,
 ) -> ServerFrames:
     from iproto._fastframe import ServerFrames
 
     functions = echo_of(is_async=is_async)
-    # An older checkout may be counted too, which has no limits.
-    limits = all_limits(functions) if limited else {}
+    # An older checkout may be counted too, which has no limits, and no net/rpc.
+    limits = all_limits(functions) if limited else {"net_rpc": True} if net_rpc else {}
     return ServerFrames(
         new_storage(areas, in_file=in_file),
         mailru=False,
@@ -209,6 +214,38 @@ def through_socket(
 
 def through_feed(what: Chunks) -> Callable[[], None]:
     frames = new_frames()
+
+    def step() -> None:
+        for chunk in what:
+            frames.feed(chunk)
+            assert frames.status == 0
+
+    return step
+
+
+def read_by_net_rpc(number: int) -> bytes:
+    """A read of a client of Go's net/rpc, which has defined its types."""
+    body = b"\x81\xa2ID" + msgpack_int(index_of(number))
+    size, seq = bytes([len(body)]), bytes([1 + number % 100])
+    begin = b"\xff\x82\x01\x15MyService.MainHandler\x01" + seq + b"\0"
+    header = b"\x01\xfd\x02\x00\x02\x01" + size + b"\x01" + seq + b"\0"
+    argument = b"\xff\x84\x01" + header + b"\x01" + size + body + b"\0"
+    return b"".join(bytes([len(part)]) + part for part in (begin, argument))
+
+
+GOB_TYPES = (
+    b"\x2f\xff\x81\x03\x01\x01\x07Request\x01\xff\x82\x00\x01\x02\x01\x0dServiceMethod\x01\x0c"
+    b"\x00\x01\x03Seq\x01\x06\x00\x00\x00\x2a\xff\x83\x03\x01\x01\x07Request\x01\xff\x84\x00"
+    b"\x01\x02\x01\x06Header\x01\xff\x86\x00\x01\x04Body\x01\x0a\x00\x00\x00\x3c\xff\x85\x03\x01"
+    b"\x01\x06Header\x01\xff\x86\x00\x01\x03\x01\x06FuncID\x01\x06\x00\x01\x0aBodyLength\x01\x06"
+    b"\x00\x01\x09RequestID\x01\x06\x00\x00\x00"
+)
+
+
+def through_net_rpc(what: Chunks) -> Callable[[], None]:
+    """Frames as calls of Go's net/rpc."""
+    frames = new_frames(net_rpc=True)
+    frames.feed(GOB_TYPES)
 
     def step() -> None:
         for chunk in what:
@@ -329,6 +366,8 @@ SCENARIOS = {
     "feed: read, depth 1": scenario(through_feed, read, 1, 96),
     "feed: read, depth 16": scenario(through_feed, read, 16, 6),
     "feed: read, depth 16, halved": Scenario(96, lambda: through_feed(halved(chunks(read, 16, 6)))),
+    "feed: net/rpc read, depth 1": scenario(through_net_rpc, read_by_net_rpc, 1, 96),
+    "feed: net/rpc read, depth 16": scenario(through_net_rpc, read_by_net_rpc, 16, 6),
     "plain def, depth 1": scenario(through_calls, call, 1, 96),
     "plain def, depth 16": scenario(through_calls, call, 16, 6),
     "async def, depth 16": scenario(through_tasks, call, 16, 6),

@@ -121,6 +121,7 @@ def test_user_functions_have_their_body_and_answer_as_they_are(
         assert b"takes 0 arguments" in bytes.fromhex(refused.split()[-1])
 
 
+@pytest.mark.slow
 def test_calls_are_right_while_workers_die_and_restart_and_the_server_is_upgraded(
     tmp_path: Path, programs: Path
 ) -> None:

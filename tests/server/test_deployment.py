@@ -131,6 +131,18 @@ def test_the_image_runs_the_server_where_it_can_be_reached() -> None:
 
 
 @pytest.mark.checkout
+def test_the_image_serves_net_rpc_as_the_page_on_other_clients_runs_it() -> None:
+    page = (ROOT / "docs" / "interop.md").read_text()
+    (shown,) = re.findall(r"^docker run (.*) iproto$", page, re.MULTILINE)
+    words = shlex.split(shown)
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    assert words[:2] == ["-p", "80:8080"]
+    (entry,) = re.findall(r"^ENTRYPOINT (.*)$", dockerfile(), re.MULTILINE)
+    config = settings_of(json.loads(entry)[1:], variables_of(dockerfile()) | given)
+    assert [(one.address, one.dialect) for one in config.listeners] == [("0.0.0.0:8080", "net-rpc")]
+
+
+@pytest.mark.checkout
 def test_the_image_is_built_from_what_the_context_has() -> None:
     ignored = (DOCKER / "Dockerfile.dockerignore").read_text()
     copied = re.findall(r"^COPY (?!--)(.*) \S+$", dockerfile(), re.MULTILINE)
