@@ -8,6 +8,9 @@ from iproto.wire import Dialect
 MAX_SECONDS = 86_400
 """A longer wait is a mistake of units rather than a wish."""
 
+EXIT_USAGE = 2
+"""The exit code of a process whose settings or arguments are refused."""
+
 MAX_UINT32 = 2**32 - 1
 """What a field of the protocol's header holds at most."""
 
@@ -64,52 +67,23 @@ def checked_timeout(timeout: float) -> float:
     return float(timeout)
 
 
-def checked_max_body(max_body: int) -> int:
-    """A limit of a client for the bodies of replies.
+def checked_limit(name: str, limit: int, most: int, unit: str) -> int:
+    """A limit of a client.
 
     Args:
-        max_body: bytes, 1..2**32-1.
+        name: what the error calls it.
+        limit: 1..most.
+        most: the largest limit.
+        unit: of the number, for the error: ``"bytes"``.
 
     Raises:
         ConfigError: it is out of range.
         TypeError: it is no int.
     """
-    if isinstance(max_body, bool) or not isinstance(max_body, int):
-        raise TypeError(f"max_body is an int of bytes, not {type(max_body).__name__}")
-    checked_range("max_body", max_body, 1, MAX_UINT32, "bytes", whole=True)
-    return max_body
-
-
-def checked_max_request(max_request: int) -> int:
-    """A limit of a client for the bodies of requests.
-
-    Args:
-        max_request: bytes, 1..2**32-1.
-
-    Raises:
-        ConfigError: it is out of range.
-        TypeError: it is no int.
-    """
-    if isinstance(max_request, bool) or not isinstance(max_request, int):
-        raise TypeError(f"max_request is an int of bytes, not {type(max_request).__name__}")
-    checked_range("max_request", max_request, 1, MAX_UINT32, "bytes", whole=True)
-    return max_request
-
-
-def checked_max_connections(max_connections: int) -> int:
-    """A limit of a client for its connections.
-
-    Args:
-        max_connections: 1..4096.
-
-    Raises:
-        ConfigError: it is out of range.
-        TypeError: it is no int.
-    """
-    if isinstance(max_connections, bool) or not isinstance(max_connections, int):
-        raise TypeError(f"max_connections is an int, not {type(max_connections).__name__}")
-    checked_range("max_connections", max_connections, 1, 4096, "connections", whole=True)
-    return max_connections
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"{name} is an int of {unit}, not {type(limit).__name__}")
+    checked_range(name, limit, 1, most, unit, whole=True)
+    return limit
 
 
 def checked_func_id(func_id: int) -> int:

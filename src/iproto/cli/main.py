@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from iproto._version import __version__
+from iproto.checks import EXIT_USAGE
 from iproto.cli.bench import add_bench
 from iproto.cli.client import add_client_commands
 from iproto.cli.functions import add_functions
@@ -19,7 +20,6 @@ from iproto.cli.output import (
     EXIT_BAD_ANSWER,
     EXIT_CODES,
     EXIT_OK,
-    EXIT_USAGE,
     exit_code,
     nowhere,
     prepare_stdout,

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Any, TextIO
 
+from iproto.checks import EXIT_USAGE
 from iproto.errors import (
     CallTimeoutError,
     ConfigError,
@@ -18,7 +19,6 @@ from iproto.errors import (
 
 EXIT_OK = 0
 EXIT_REFUSED = 1
-EXIT_USAGE = 2
 EXIT_NO_CONNECTION = 3
 EXIT_TIMEOUT = 4
 EXIT_BAD_ANSWER = 5

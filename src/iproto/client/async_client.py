@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT, ClientFrames
 from iproto.address import DEFAULT_URL
-from iproto.checks import checked_func_id, checked_max_body, checked_max_request, checked_timeout
+from iproto.checks import checked_func_id, checked_timeout
 from iproto.client.arguments import (
     MAX_BODY,
     MAX_REQUEST,
@@ -81,9 +81,7 @@ class AsyncClient:
     ) -> None:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
-        self._connection = Connection(
-            Route(target, checked_max_body(max_body), checked_max_request(max_request), ssl_context)
-        )
+        self._connection = Connection(Route(target, max_body, max_request, ssl_context))
 
     # Calls.
 

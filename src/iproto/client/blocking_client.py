@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import AS_BODY, AS_BYTES, AS_NOTHING, AS_RESPONSE, AS_TEXT, ClientFrames
 from iproto.address import DEFAULT_URL
-from iproto.checks import (
-    checked_func_id,
-    checked_max_body,
-    checked_max_connections,
-    checked_max_request,
-    checked_timeout,
-)
+from iproto.checks import checked_func_id, checked_limit, checked_timeout
 from iproto.client.arguments import (
     MAX_BODY,
     MAX_CONNECTIONS,
@@ -87,10 +81,8 @@ class Client:
         target = make_target(url, dialect, timeout)
         self._timeout = target.timeout
         self._pool = Pool(
-            Route(
-                target, checked_max_body(max_body), checked_max_request(max_request), ssl_context
-            ),
-            checked_max_connections(max_connections),
+            Route(target, max_body, max_request, ssl_context),
+            checked_limit("max_connections", max_connections, 4096, "connections"),
         )
 
     # Calls.

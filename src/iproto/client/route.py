@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from iproto._fastframe import ClientFrames
+from iproto.checks import MAX_UINT32, checked_limit
 from iproto.client.link import LinkState
 from iproto.client.reasons import lost_error, reason_of
 from iproto.errors import (
@@ -100,8 +101,8 @@ class Route:
 
     Args:
         target: the server.
-        max_body: bytes of the longest reply body taken.
-        max_request: bytes of the longest request body sent.
+        max_body: bytes of the longest reply body taken, 1..2**32-1.
+        max_request: bytes of the longest request body sent, 1..2**32-1.
         ssl_context: what TLS is to make sure of, in place of the target's files.
 
     Raises:
@@ -124,8 +125,8 @@ class Route:
         """Attempts that failed, less those that a call had no time for."""
         self.last_failure: Callable[[], IprotoError] | None = None
         """Makes the error of the last of them."""
-        self._max_body = max_body
-        self._max_request = max_request
+        self._max_body = checked_limit("max_body", max_body, MAX_UINT32, "bytes")
+        self._max_request = checked_limit("max_request", max_request, MAX_UINT32, "bytes")
 
     def new_session(self) -> Session | None:
         """TLS for a new connection; None if there is to be none."""

@@ -15,10 +15,11 @@ import time
 from typing import TYPE_CHECKING
 
 from iproto.address import address_of
+from iproto.checks import EXIT_USAGE
 from iproto.server import listeners
 from iproto.workers.place import find_place
 from iproto.workers.process import Position, Worker, describe_exit, launch
-from iproto.workers.worker import ACCEPT, EXIT_USAGE, LEAVE
+from iproto.workers.worker import ACCEPT, LEAVE
 
 if TYPE_CHECKING:
     import socket

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iproto import forks
 from iproto._fastframe import Storage
+from iproto.checks import EXIT_USAGE
 from iproto.errors import ConfigError
 from iproto.leftovers import workers_of
 from iproto.server import listeners
@@ -61,8 +62,6 @@ LEVEL = "level"
 
 SHED = "shed"
 """Message to a worker, with a number: announce the end to connections beyond that."""
-
-EXIT_USAGE = 2
 
 # Seconds that a limit lasts: a worker must accept again if its supervisor says no more.
 LIMIT_TIME = 1.0
