@@ -191,6 +191,10 @@ bench-micro: $(BUILT) ## Micro-benchmarks; saved, or with COMPARE=1 compared wit
 bench-gate: $(BUILT) ## Instructions a frame against the committed figures; UPDATE=1, REQUIRE=1, AGAINST=DIR
 	$(BIN)/python benchmarks/gate/gate.py $(if $(UPDATE),--update) $(if $(REQUIRE),--require) $(if $(AGAINST),--against $(AGAINST))
 
+.PHONY: bench-fairness
+bench-fairness: $(BUILT) ## One client beside many that send without end; LOOP=asyncio, AGAINST=DIR
+	$(BIN)/python -m benchmarks.fairness $(if $(LOOP),--loop $(LOOP)) $(if $(AGAINST),--against $(AGAINST))
+
 .PHONY: docs
 docs: $(DOCS_BUILT) ## Build the docs site, with the API reference, into build/site
 	$(BIN)/python -m sphinx -q -W --keep-going -E -d build/doctrees -b html docs build/site

@@ -28,6 +28,7 @@ declares to Cython what the other parts use of it.
     functions   UserFunction: how bodies are read; Call and CallBudget
     clients     what each client may still do, in memory that workers share
     guard       what a client may do: the functions that it may call, and its rate
+    turn        Turn: the work of a turn of the loop, shared by all connections
     server      ServerFrames: frames in, replies out
     scan        bytes to Requests, and who answers each
     rate        scanning no more than the client's rate permits
@@ -117,6 +118,7 @@ include "fastframe/gob.pxi"
 include "fastframe/functions.pxi"
 include "fastframe/clients.pxi"
 include "fastframe/guard.pxi"
+include "fastframe/turn.pxi"
 include "fastframe/server.pxi"
 include "fastframe/scan.pxi"
 include "fastframe/rate.pxi"

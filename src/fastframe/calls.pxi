@@ -77,8 +77,10 @@ cdef int run_calls(ServerFrames self, start) except -1:
     A plain function runs at once; for any other ``start`` is called with the call and
     its arguments. Without ``start`` it stops before the first such call.
     """
-    cdef uint64_t end = clock_ns() + CALLS_NS
-    cdef uint32_t left = CALLS_A_TURN
+    cdef uint64_t began = clock_ns()
+    cdef uint64_t now = began
+    cdef uint64_t time = time_for_calls(self.turn)
+    cdef uint32_t left = CALLS_A_TURN if has_room(self.turn) else SMALL_CALLS
     cdef Call call
     cdef bytes body
     cdef bint whole = False
@@ -100,12 +102,14 @@ cdef int run_calls(ServerFrames self, start) except -1:
             drop_first(self, call)
             run_call(self, call, body, start)
             left -= 1
-            if clock_ns() > end:
+            now = clock_ns()
+            if now - began > time:
                 break
         whole = True
     finally:
         self.calling = False
         CALLER = before
+        self.turn.left -= (now - began) / NS_A_BYTE
         if whole:
             note_startable(self)
         else:
@@ -130,6 +134,7 @@ cdef int run_call(ServerFrames self, Call call, bytes body, start) except -1:
             call.budget = budget
             budget.running += 1
             self.running += 1
+            self.turn.left -= TASK_WORK
             start(call, arguments)
         else:
             put_value(self, call, function.call(*<tuple>arguments))

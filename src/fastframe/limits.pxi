@@ -1,11 +1,14 @@
 # Tunables, each with its unit and reason.
 cdef enum:
-    # Bytes of replies built in one call. Bounds the time that one greedy
-    # connection holds the loop (some 100 us) and the memory behind a slow reader.
+    # Bytes of replies to user functions at which no further call starts, and which do
+    # not wait for the end of the turn: bounds the memory behind a slow reader.
     OUTPUT_LIMIT = 256 * 1024
-    # Bytes that one call reads from a socket. Larger reads cost fewer system
-    # calls and less of the processor's cache; at 256 KiB both are in balance.
-    RECEIVE_LIMIT = 256 * 1024
+    # Bytes that one call reads from a socket, and of replies to built-ins that it makes of
+    # them, in a turn that still has room or that the connection has waited for. Larger reads
+    # cost fewer system calls and less of the processor's cache; at 256 KiB both are in balance.
+    LARGE_SHARE = 256 * 1024
+    # The same where the turn is over: 200 connections that are ready at once take 10 ms.
+    SMALL_SHARE = 16 * 1024
     # Reads in one call while they bring nothing to answer; see receive().
     RECEIVE_TRIES = 8
     # Bytes of the longest reply of a built-in function: header, return_code,
@@ -46,10 +49,23 @@ cdef enum:
     # replies. Config has the server's.
     DEFAULT_QUEUE = 256 * 1024
     DEFAULT_UNSENT = 64 * 1024 * 1024
+    # Work of one turn of the event loop, in bytes received and built; see turn.pxi. What
+    # is executed and sent for them takes a millisecond at most. Half as much would cost
+    # some percent of throughput: a turn costs the loop itself some microseconds.
+    TURN_WORK = 512 * 1024
+    # Bytes that the work of a turn counts for each connection: system calls, the loop's own.
+    SERVICE_WORK = 4 * 1024
+    # Nanoseconds of a user function that count as one byte: a turn of them is 1 ms.
+    NS_A_BYTE = 2
+    # Bytes that count for a call which is a task: it runs later.
+    TASK_WORK = 4 * 1024
     # Calls of one connection that start in one turn of the loop, and nanoseconds after
     # which no further one does: then other connections have their turn.
     CALLS_A_TURN = 64
     CALLS_NS = 1_000_000
+    # The same where the turn is over.
+    SMALL_CALLS = 16
+    SMALL_CALLS_NS = 128_000
     # Calls that have left a queue's list before it is shortened: then that costs less
     # than a call.
     QUEUE_SLACK = 256

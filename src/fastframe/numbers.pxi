@@ -153,6 +153,7 @@ IS_BROKEN = 64
 HAS_OVERFLOWED = 128
 IS_PAUSED = 256
 HAS_REFUSED = 512
+HAS_INPUT = 1024
 cdef enum:
     CALLS = 1  # calls wait that start_calls() may start
     MORE = 2  # frames wait for resume()
@@ -164,6 +165,7 @@ cdef enum:
     OVERFULL = 128  # a reply was dropped, for max_unsent bytes wait to be sent
     PAUSED = 256  # with HAS_MORE: the client is over its rate; go on after pause_seconds()
     REFUSED = 512  # a call was not permitted; clear_refused() when that is noted
+    INPUT = 1024  # its socket had its share of the turn and may have more; receive() in a later turn
 
 # What ClientFrames makes of a reply.
 AS_RESPONSE = 0

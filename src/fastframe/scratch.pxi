@@ -1,4 +1,4 @@
-# Memory in which replies are built (OUTPUT_LIMIT plus one reply), and behind it
+# Memory in which replies are built (LARGE_SHARE plus one reply), and behind it
 # chunks are received: one for all connections of a storage, and so warm in the
 # cache. A thread that gives up the GIL to wait for the lock must not see another
 # at work in it, so who comes while it is in use gets memory of their own.
@@ -9,7 +9,7 @@ cdef struct Scratch:
 
 
 cdef uint8_t* new_scratch() except NULL:
-    cdef uint8_t* memory = <uint8_t*>malloc(OUTPUT_LIMIT + REPLY_LIMIT + RECEIVE_LIMIT)
+    cdef uint8_t* memory = <uint8_t*>malloc(LARGE_SHARE + REPLY_LIMIT + LARGE_SHARE)
     if memory == NULL:
         raise MemoryError
     return memory

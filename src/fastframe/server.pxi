@@ -14,6 +14,7 @@ cdef class ServerFrames:
         max_queue: bytes of the calls that wait, each with its body and 256 more; at
             the limit no further frame is looked at until one has started.
         queue_timeout: seconds that a call may wait; then it is answered OVERLOADED.
+        turn: of the event loop; a private one if None.
         max_unsent: bytes of replies that may wait to be sent; a reply of a user
             function over it is dropped (``HAS_OVERFLOWED``), unless it is the only one.
         guard: what this client may do; None: all. ``functions`` are those that it may call.
@@ -84,14 +85,19 @@ cdef class ServerFrames:
     cdef uint32_t others
     cdef uint8_t* out
     cdef uint64_t arrived
+    # Of the event loop, and the last one in which this connection was served; bytes of
+    # replies that a chunk may build.
+    cdef Turn turn
+    cdef uint32_t last_turn
+    cdef size_t share
     # While a chunk is executed: see forbid_reentry.
     cdef bint busy
 
     def __cinit__(self, Storage storage not None, *, bint mailru, uint32_t max_body,
                   uint32_t max_calls, dict functions not None, CallBudget budget=None,
                   size_t max_queue=DEFAULT_QUEUE, double queue_timeout=10.0,
-                  size_t max_unsent=DEFAULT_UNSENT, Guard guard=None, Account account=None,
-                  peer=None, bint net_rpc=False):
+                  size_t max_unsent=DEFAULT_UNSENT, Turn turn=None, Guard guard=None,
+                  Account account=None, peer=None, bint net_rpc=False):
         self.storage = storage
         self.me = storage.handle.me
         self.mailru = mailru
@@ -108,6 +114,8 @@ cdef class ServerFrames:
         self.peer = peer
         begin_guard(&self.guard, guard, account)
         self.final_bytes = b""
+        self.turn = Turn() if turn is None else turn
+        self.share = LARGE_SHARE
         self.traffic_ns = clock_ns()
         if net_rpc:
             self.net_rpc = new_net_rpc()
@@ -127,19 +135,22 @@ cdef class ServerFrames:
         cdef uint8_t* scratch = NULL
         cdef uint8_t* chunk
         cdef ssize_t got
+        cdef ssize_t work = SERVICE_WORK
         cdef size_t built
         cdef int _try
         cdef bint whole = False
         self.busy = True
         try:
             scratch = acquire_scratch(&self.storage.scratch)
-            chunk = scratch + OUTPUT_LIMIT + REPLY_LIMIT
+            chunk = scratch + LARGE_SHARE + REPLY_LIMIT
+            self.share = take_share(self)
+            self.status &= ~INPUT
             # Once, as a rule. A chunk that brings no reply is followed by
             # another look: a reset behind it would otherwise go unnoticed, for
             # uvloop stops watching a socket after it reported an error, and
             # only a read or a send tells which.
             for _try in range(RECEIVE_TRIES):
-                got = recv(fd, chunk, RECEIVE_LIMIT, MSG_DONTWAIT)
+                got = recv(fd, chunk, self.share, MSG_DONTWAIT)
                 if got <= 0:
                     if got == 0:
                         self.status |= ENDED
@@ -147,10 +158,14 @@ cdef class ServerFrames:
                         self.status |= BROKEN
                     break
                 built = self._take_in(chunk, got, scratch)
+                work += got + built
                 if built:
                     send_or_keep(fd, scratch, built, &self.output, &self.status)
-                if built or got == RECEIVE_LIMIT or self.status & (MORE | CLOSING):
+                if got == <ssize_t>self.share:
+                    self.status |= INPUT
+                if built or self.status & (INPUT | MORE | CLOSING):
                     break
+            self.turn.left -= work
             whole = True
         finally:
             self._end_chunk(scratch, whole)
@@ -171,12 +186,16 @@ cdef class ServerFrames:
         """Goes on with what a bound left (``HAS_MORE``); as ``receive``."""
         forbid_reentry(self.busy)
         cdef uint8_t* scratch = NULL
+        cdef size_t built
         cdef bint whole = False
         self.busy = True
         try:
             scratch = acquire_scratch(&self.storage.scratch)
+            self.share = take_share(self)
             self.arrived = clock_ns()
-            send_or_keep(fd, scratch, self._execute_input(scratch), &self.output, &self.status)
+            built = self._execute_input(scratch)
+            self.turn.left -= SERVICE_WORK + built
+            send_or_keep(fd, scratch, built, &self.output, &self.status)
             whole = True
         finally:
             self._end_chunk(scratch, whole)
@@ -207,6 +226,7 @@ cdef class ServerFrames:
             else:
                 self.arrived = clock_ns()
                 built = self._execute_input(scratch)
+            self.turn.left -= SERVICE_WORK + PyBytes_GET_SIZE(data) + built
             replies = PyBytes_FromStringAndSize(<char*>scratch, built) if built else None
             whole = True
             return replies
@@ -273,9 +293,9 @@ cdef class ServerFrames:
         memset(&self.done, 0, sizeof(Done))
         self.out = scratch
         if unlikely_so(self.net_rpc != NULL):
-            used[0] = scan_calls(self, data, size, scratch + OUTPUT_LIMIT)
+            used[0] = scan_calls(self, data, size, scratch + self.share)
         else:
-            used[0] = scan_permitted(self, data, size, scratch + OUTPUT_LIMIT)
+            used[0] = scan_permitted(self, data, size, scratch + self.share)
         built = self.out - scratch
         observe(self.me, &self.done, clock_ns() - self.arrived)
         self.me.bytes_out += built
@@ -362,6 +382,18 @@ cdef class ServerFrames:
         return take_all(&self.output)
 
     # For streams that are not sockets: events that only their owner sees.
+
+    def take_share(self):
+        """Bytes to receive in this turn of the loop; so many of replies ``feed`` makes next."""
+        self.share = take_share(self)
+        return self.share
+
+    def set_input(self, bint more):
+        """Says whether the stream had its share, and may have more: ``HAS_INPUT``."""
+        if more:
+            self.status |= INPUT
+        else:
+            self.status &= ~INPUT
 
     def end_input(self):
         """The client sends no more: sets ``HAS_ENDED``."""

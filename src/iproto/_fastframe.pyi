@@ -28,6 +28,7 @@ IS_BROKEN: Final[int]
 HAS_OVERFLOWED: Final[int]
 IS_PAUSED: Final[int]
 HAS_REFUSED: Final[int]
+HAS_INPUT: Final[int]
 # end of flags
 
 # generated: outcomes
@@ -176,6 +177,13 @@ class Call:
     def request_id(self) -> int: ...
 
 @final
+class Turn:
+    def begin(self) -> None: ...
+    def end(self, *, wait: bool) -> None: ...
+    @property
+    def is_over(self) -> bool: ...
+
+@final
 class ServerFrames:
     def __new__(
         cls,
@@ -189,6 +197,7 @@ class ServerFrames:
         max_queue: int = ...,
         queue_timeout: float = 10.0,
         max_unsent: int = ...,
+        turn: Turn | None = None,
         guard: Guard | None = None,
         account: Account | None = None,
         peer: object = None,
@@ -225,6 +234,8 @@ class ServerFrames:
     def end_input(self) -> None: ...
     def break_off(self, reason: CloseReason) -> None: ...
     def set_unsent(self, unsent: bool) -> None: ...
+    def take_share(self) -> int: ...
+    def set_input(self, more: bool) -> None: ...
     def note_traffic(self) -> None: ...
     @property
     def looks_like_tls(self) -> bool: ...

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Protocol
 from iproto._fastframe import (
     HAS_CALLS,
     HAS_ENDED,
+    HAS_INPUT,
     HAS_MORE,
     HAS_OVERFLOWED,
     HAS_REFUSED,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from iproto.server.hangups import Hangups
     from iproto.server.peer import Peer
     from iproto.server.tls import SecureStream
+    from iproto.server.turns import Turns
 
 
 # What broke a stream, where it was not the network.
@@ -94,6 +96,7 @@ class Connection:
         stream: moves the bytes between both: the frames themselves, or TLS around them.
         call_tasks: runs calls of user functions; None if the frames know none.
         hangups: finds a reset while the socket is neither read nor written.
+        turns: when it may go on, if it has more than its share of a turn.
         loop: the running loop.
     """
 
@@ -101,7 +104,6 @@ class Connection:
         "_awaiting_header",
         "_caller",
         "_closed",
-        "_continuing",
         "_draining",
         "_fd",
         "_linger",
@@ -111,6 +113,8 @@ class Connection:
         "_sock",
         "_stream",
         "_timer",
+        "_turns",
+        "_waiting",
         "_watch",
         "frames",
         "peer",
@@ -125,6 +129,7 @@ class Connection:
         stream: ServerFrames | SecureStream,
         call_tasks: CallTasks | None,
         hangups: Hangups,
+        turns: Turns,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         # For the whole life of the connection.
@@ -140,7 +145,8 @@ class Connection:
             self._caller = Caller(self, frames, stream, self._fd, peer, call_tasks, loop)
         # What the loop does for us.
         self._watch = SocketWatch(self._fd, hangups, loop)
-        self._continuing = False  # _continue() is scheduled
+        self._turns = turns
+        self._waiting = False  # for a turn
         self._pause: asyncio.TimerHandle | None = None  # until the client's rate permits more
         self._timer = loop.call_later(owner.idle_timeout, self._check)
         # The end.
@@ -286,8 +292,7 @@ class Connection:
             self._watch.set(self, hangup=True)
             self._wait_for_rate()
         elif status & HAS_CALLS or (status & HAS_MORE and not status & IS_FULL):
-            self._watch.set(self)
-            self._continue_soon()
+            self._wait_for_turn()
         elif status & HAS_MORE:
             self._watch.set(self, hangup=True)  # until a call of the full queue has started
         elif status & (IS_CLOSING | HAS_ENDED) and frames.unanswered == 0:
@@ -297,22 +302,31 @@ class Connection:
                 self._finish()
         elif status & (IS_CLOSING | HAS_ENDED):
             self._watch.set(self, reading=not status & HAS_ENDED, hangup=bool(status & HAS_ENDED))
+        elif status & HAS_INPUT:
+            self._wait_for_turn()
         else:
             self._watch.set(self, reading=True)
 
-    def _continue_soon(self) -> None:
-        """Goes on in the next turn of the loop: other connections come first."""
-        if not self._continuing:
-            self._continuing = True
-            self._loop.call_soon(self._continue)
+    def _wait_for_turn(self) -> None:
+        """Goes on in a later turn of the loop: other connections come first."""
+        self._watch.set(self)
+        if not self._waiting:
+            self._waiting = True
+            self._turns.wait(self)
 
     @_guarded
-    def _continue(self) -> None:
-        self._continuing = False
-        if not (self._closed or self.frames.status & HAS_UNSENT):
-            if self.frames.status & HAS_MORE and not self.frames.status & IS_FULL:
+    def on_turn(self) -> None:
+        """A turn of the loop has room for more of it."""
+        self._waiting = False
+        status = self.frames.status
+        if self._closed or status & HAS_UNSENT:
+            return
+        if status & HAS_MORE:
+            if not status & IS_FULL:
                 self._stream.resume(self._fd)
-            self._advance()
+        elif status & HAS_INPUT and not status & (IS_CLOSING | HAS_ENDED):
+            self._stream.receive(self._fd)
+        self._advance()
 
     def _wait_for_rate(self) -> None:
         """Reads nothing until the client's rate permits the next request."""
@@ -324,7 +338,8 @@ class Connection:
     @_guarded
     def _end_pause(self) -> None:
         self._pause = None
-        self._continue()
+        if not (self._closed or self.frames.status & HAS_UNSENT):
+            self._wait_for_turn()
 
     def _wait_for_header(self) -> None:
         """Drained, and no header has shown yet whether the client understands an announced end."""

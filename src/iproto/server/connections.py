@@ -15,6 +15,7 @@ from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
 from iproto.server.listener_config import NET_RPC
 from iproto.server.permissions import Permissions
+from iproto.server.turns import Turns
 from iproto.wire import CloseReason
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Connections:
         self._permissions = Permissions(config)
         self._call_tasks: CallTasks | None = None
         self._hangups: Hangups | None = None
+        self._turns: Turns | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handshakes: Handshakes | None = None
         self._certificates: Certificates | None = None
@@ -90,6 +92,7 @@ class Connections:
         self._permissions.functions = functions
         self._loop = loop
         self._hangups = Hangups(loop)
+        self._turns = Turns(loop)
         if functions:
             from iproto.server.calls import CallTasks  # msgspec is only for these
 
@@ -157,6 +160,7 @@ class Connections:
     ) -> Connection:
         assert self._loop is not None, "start() comes first"
         assert self._hangups is not None
+        assert self._turns is not None
         granted = self._permissions.granted(peer.rights)
         config = self._config
         frames = ServerFrames(
@@ -169,6 +173,7 @@ class Connections:
             max_queue=config.max_queue,
             queue_timeout=config.queue_timeout,
             max_unsent=config.max_unsent,
+            turn=self._turns.turn,
             guard=granted.guard,
             peer=peer,
             net_rpc=listener.dialect == NET_RPC,
@@ -179,7 +184,15 @@ class Connections:
 
             stream = SecureStream(secure, frames, partial(self._tls_failed, peer))
         connection = Connection(
-            self, sock, peer, frames, stream, self._call_tasks, self._hangups, self._loop
+            self,
+            sock,
+            peer,
+            frames,
+            stream,
+            self._call_tasks,
+            self._hangups,
+            self._turns,
+            self._loop,
         )
         self._open.add(connection)
         logger.debug("connection %d from %s opened", sock.fileno(), peer)

@@ -107,11 +107,15 @@ class SecureStream:
     def receive(self, fd: int, /) -> int:
         """Takes what the socket has, executes it, sends the replies; the frames' status."""
         left = self._drain_left
+        size = min(_CHUNK, self._frames.take_share())
+        if left is not None:
+            size = min(size, left)
         try:
-            data = self._secure.receive(_CHUNK if left is None else min(_CHUNK, left))
+            data = self._secure.receive(size)
         except OSError:
             self._frames.break_off(CloseReason.RESET)
             return self._frames.status
+        self._frames.set_input(data is not None and len(data) == size)
         if data:
             self._take_in(data)
             if left is not None:
@@ -123,6 +127,7 @@ class SecureStream:
 
     def resume(self, fd: int, /) -> int:
         """Goes on with what a bound left, or a handshake."""
+        self._frames.take_share()
         self._take_in(b"")
         return self._frames.status
 
