@@ -126,12 +126,13 @@ def test_connections_that_cannot_be_told_stay_and_new_ones_go_where_there_is_roo
         for peer in peers:
             assert peer.read(0) == ""
         running.wait_for("is ready")
-        before = connections(running)
-        assert sorted(before) == [0, 12]
+        running.wait_for("evening out the workers' connections")
+        assert sorted(connections(running)) == [0, 12]
         with contextlib.ExitStack() as stack:
-            while max(connections(running)) == 12 and min(connections(running)) < 10:
+            while min(connections(running)) < 10:
                 stack.enter_context(running.peer()).read(0)
-            assert min(connections(running)) >= 9
+            # The worker that has many may have accepted one before it heard of it.
+            assert max(connections(running)) <= 13
         for peer in peers:
             assert peer.read(0) == ""
         assert value(scrape(running), "iproto_connections_closed_total", reason="balanced") == 0
@@ -158,7 +159,8 @@ def test_the_longest_idle_go_first_and_what_was_asked_is_answered() -> None:
                 assert peer.reply().code == 0
         for thread in threads:
             thread.join(PATIENCE)
-        assert sorted(connections(running)) == [0, 2]
+        # The server closes a moment after it has ended its side.
+        wait_until(lambda: sorted(connections(running)) == [0, 2])
 
 
 # What the supervisor decides, without processes.

@@ -15,6 +15,7 @@ connections that they had still count.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from iproto.workers.pool import Pool
     from iproto.workers.process import Worker
+
+logger = logging.getLogger("iproto.workers")
 
 # Seconds between two looks at the workers' connections.
 PERIOD = 0.25
@@ -130,7 +133,7 @@ class Balance:
         return self._seen and seen and now >= self._rest_until
 
     def _even_out(self, workers: list[Worker], counts: list[int], now: float) -> None:
-        self._active = True
+        begins, self._active = not self._active, True
         total = sum(counts)
         if total >= self._total or now >= self._return_until:  # all are back, or do not come
             self._total = total
@@ -138,6 +141,8 @@ class Balance:
         wanted = targets(counts, max(total, self._total))
         for worker, target in zip(workers, wanted, strict=True):
             worker.send(LIMIT, target)
+        if begins:
+            logger.debug("evening out the workers' connections: %s", counts)
         if self._return_until or is_even(counts):
             return
         for worker, count, target in zip(workers, counts, wanted, strict=True):
