@@ -317,3 +317,33 @@ def test_a_client_that_lingers_half_open_after_shutdown_is_let_go() -> None:
         peer.send(frame(FuncID.SHUTDOWN))
         assert peer.rest() == frame(FuncID.SHUTDOWN)
         assert served.wait_closed() == {"SHUTDOWN": 1}
+
+
+def test_what_came_while_the_loop_stood_still_counts_before_any_time_out(loop_name: str) -> None:
+    """A function blocks the loop for several idle time-outs; the others have sent meanwhile."""
+    app = iproto.App()
+    entered, go_on = threading.Event(), threading.Event()
+
+    @app.function(0x00030001)
+    def block() -> None:
+        entered.set()
+        go_on.wait(PATIENCE)
+
+    timeout = 0.8
+    with (
+        serving(app, loop=loop_name, idle_timeout=timeout) as served,
+        served.peer() as blocking,
+        served.peer() as idle,
+        served.peer() as partial,
+    ):
+        request = replace_frame(1, "x", request_id=7)
+        partial.send(request[:-1])
+        assert idle.ask(FuncID.PING).request_id == 1  # both are open
+        blocking.send(frame(0x00030001, b"\x90", request_id=1))
+        assert entered.wait(PATIENCE)
+        idle.send(frame(FuncID.PING, b"", request_id=8))
+        partial.send(request[-1:])
+        time.sleep(1.5 * timeout)
+        go_on.set()
+        assert idle.reply().request_id == 8
+        assert partial.reply().request_id == 7

@@ -402,15 +402,31 @@ class Connection:
         if self._awaiting_header and self._linger is None:
             self._finish()  # no header came
             return
-        left, reason = deadlines.time_left(
-            self.frames, self._owner.idle_timeout, self._linger, reading=self._watch.reading
-        )
+        left, reason = self._time_left()
+        if left <= 0:
+            self._look()
+            if self._closed:
+                return
+            left, reason = self._time_left()
         if left > 0:
             self._rearm(left)
         elif reason is CloseReason.IDLE and self.frames.knows_shutdown and not self._draining:
             self.drain(reason)  # so that a request which crosses it is known not to be executed
         else:
             self._close(reason)
+
+    def _time_left(self) -> tuple[float, CloseReason]:
+        return deadlines.time_left(
+            self.frames, self._owner.idle_timeout, self._linger, reading=self._watch.reading
+        )
+
+    def _look(self) -> None:
+        """Catches up with the socket: the loop may have stood still for longer than a time-out."""
+        if self.frames.status & HAS_UNSENT:
+            self._stream.flush(self._fd)
+        elif self._watch.reading:
+            self._stream.receive(self._fd)
+        self._advance()
 
     def _rearm(self, seconds: float) -> None:
         self._timer.cancel()
