@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # Bytes taken from the socket at once.
 _CHUNK = 65536
 
+# Looks at the socket in one turn.
+_TRIES = 2
+
 
 class SecureSocket:
     """A socket with TLS over it: what was encrypted goes out as the socket takes it.
@@ -106,23 +109,29 @@ class SecureStream:
 
     def receive(self, fd: int, /) -> int:
         """Takes what the socket has, executes it, sends the replies; the frames' status."""
-        left = self._drain_left
-        size = min(_CHUNK, self._frames.take_share())
-        if left is not None:
-            size = min(size, left)
-        try:
-            data = self._secure.receive(size)
-        except OSError:
-            self._frames.break_off(CloseReason.RESET)
-            return self._frames.status
-        self._frames.set_input(data is not None and len(data) == size)
-        if data:
-            self._take_in(data)
+        # As the extension does: behind a chunk that brings no reply there may be a reset, of
+        # which uvloop reports only once.
+        share = min(_CHUNK, self._frames.take_share())
+        for _try in range(_TRIES):
+            left = self._drain_left
+            size = share if left is None else min(share, left)
+            try:
+                data = self._secure.receive(size)
+            except OSError:
+                self._frames.break_off(CloseReason.RESET)
+                break
+            self._frames.set_input(data is not None and len(data) == size)
+            if data is None:
+                break
+            if not data:
+                # OpenSSL does not get to know: it would refuse to encrypt replies still to come.
+                self._frames.end_input()
+                break
+            has_sent = self._take_in(data)
             if left is not None:
                 self._end_drain(left - len(data))
-        elif data is not None:
-            # OpenSSL does not get to know: it would refuse to encrypt the replies still to come.
-            self._frames.end_input()
+            if has_sent or self._frames.status:
+                break
         return self._frames.status
 
     def resume(self, fd: int, /) -> int:
@@ -160,13 +169,14 @@ class SecureStream:
             self._drain_left = None
             self._frames.drain(0, self._drain_reason)
 
-    def _take_in(self, data: bytes) -> None:
+    def _take_in(self, data: bytes) -> bool:
+        """Decrypts, executes and answers; whether bytes went out."""
         frames, session = self._frames, self._session
         try:
             requests = session.receive(data)
         except ssl.SSLError as error:
             self._fail(error)
-            return
+            return False
         replies = frames.feed(requests)
         answers = frames.take()  # of calls: they were there first
         if answers:
@@ -175,16 +185,18 @@ class SecureStream:
             session.send(replies)
         if session.ended:
             frames.end_input()
-        self._push()
+        return self._push()
 
-    def _push(self) -> None:
+    def _push(self) -> bool:
         try:
-            if self._secure.push():
-                self._frames.note_traffic()
+            sent = self._secure.push()
         except OSError:
             self._frames.break_off(CloseReason.RESET)
-        else:
-            self._frames.set_unsent(not self._secure.is_flushed)
+            return False
+        if sent:
+            self._frames.note_traffic()
+        self._frames.set_unsent(not self._secure.is_flushed)
+        return sent > 0
 
     def _fail(self, error: ssl.SSLError) -> None:
         with contextlib.suppress(OSError):
