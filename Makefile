@@ -182,6 +182,12 @@ format: $(BUILT) ## Put the Python code into its style
 	$(BIN)/ruff format .
 
 # They print ratios to the last saved run with COMPARE=1, and save nothing then.
+.PHONY: bench-bodies
+bench-bodies: ## How long the check of a body takes, by what the body is made of
+	@mkdir -p build
+	$(CC) -std=gnu11 -O3 -Isrc/fastframe -o build/bodycheck benchmarks/micro/bodycheck.c
+	build/bodycheck
+
 .PHONY: bench-micro
 bench-micro: $(BUILT) ## Micro-benchmarks; saved, or with COMPARE=1 compared with the last ones saved
 	$(BIN)/python -m pytest -o python_files='bench_*.py' benchmarks/micro --benchmark-columns=min,median,iqr,rounds \
