@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.cli import failure, output
+from tests.helpers.cli import failure, output, run
 from tests.helpers.harness import PATIENCE, serve_process
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 def test_a_module_of_the_users_that_fails_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import iproto\n\napp = iproto.App() / 0\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "iproto", "serve", "broken:app"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        cwd=tmp_path,
-    )
+    ended = run("serve", "broken:app", cwd=tmp_path)
     assert ended.returncode == 2
     assert "TypeError" in ended.stderr
     assert "broken.py, line 3" in ended.stderr
@@ -32,14 +25,7 @@ def test_a_module_of_the_users_that_fails_is_named_with_its_line(tmp_path: Path)
 
 
 def serve_in(folder: Path, app: str, *options: str) -> tuple[int, str]:
-    ended = subprocess.run(
-        [sys.executable, "-m", "iproto", "serve", app, *options],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        cwd=folder,
-    )
+    ended = run("serve", app, *options, cwd=folder)
     return ended.returncode, ended.stderr
 
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from tests.helpers.harness import PATIENCE
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def run(
-    *arguments: str | bytes, url: str | None = None, env: dict[str, str] | None = None
+    *arguments: str | bytes,
+    url: str | None = None,
+    env: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
+    """Runs `iproto` to its end, in this folder."""
     command = [sys.executable, "-m", "iproto", *arguments]
     if url is not None:
         command += ["--url", url]
@@ -22,6 +30,7 @@ def run(
         timeout=PATIENCE,
         check=False,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
     )
 
 

@@ -7,8 +7,6 @@ import contextlib
 import errno
 import os
 import socket
-import subprocess
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -17,7 +15,8 @@ import iproto
 from iproto import ConfigError
 from iproto.address import parse_address
 from iproto.server import listeners
-from tests.helpers.harness import PATIENCE, Peer, serve_process, serving
+from tests.helpers.cli import run
+from tests.helpers.harness import Peer, serve_process, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,16 +26,8 @@ def test_an_address_in_use_is_one_line_and_exit_code_2() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for option in ("--bind", "--metrics-bind"):
-            ended = subprocess.run(
-                [
-                    *(sys.executable, "-m", "iproto", "serve"),
-                    *("--bind", "127.0.0.1:0", "--metrics-bind", "off"),
-                    *(option, address),
-                ],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-                check=False,
+            ended = run(
+                "serve", *("--bind", "127.0.0.1:0", "--metrics-bind", "off"), *(option, address)
             )
             assert ended.returncode == 2
             assert ended.stderr.count("\n") == 1
@@ -94,13 +85,7 @@ def test_a_path_that_cannot_be_bound_is_one_line_and_exit_code_2(kind: str, tmp_
         "loop": ("loop/s", "symbolic links"),
     }[kind]
     path = f"unix:{tmp_path}/{name}"
-    ended = subprocess.run(
-        [sys.executable, "-m", "iproto", "serve", "--bind", path, "--metrics-bind", "off"],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ended = run("serve", "--bind", path, "--metrics-bind", "off")
     assert ended.returncode == 2
     assert ended.stderr.count("\n") == 1
     assert path in ended.stderr
@@ -169,16 +154,7 @@ def test_a_start_beside_a_server_that_does_not_accept_does_not_hang(tmp_path: Pa
             waiting.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 waiting.connect(path)
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "iproto", "serve"),
-                *("--bind", f"unix:{path}", "--metrics-bind", "off"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        ended = run("serve", *("--bind", f"unix:{path}", "--metrics-bind", "off"))
     assert ended.returncode == 2
     assert "in use" in ended.stderr
     assert (tmp_path / "s").exists()

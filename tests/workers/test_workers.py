@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from iproto import FuncID, ReturnCode
-from tests.helpers.harness import PATIENCE, frame, read_frame, replace_frame, wait_until
+from tests.helpers.cli import run
+from tests.helpers.harness import frame, read_frame, replace_frame, wait_until
 from tests.helpers.lock_word import lock_words
 from tests.helpers.metrics import value
 from tests.helpers.workers import alive, pids, scrape, supervised
@@ -245,15 +244,9 @@ def maps(pid: int) -> bytes:
 
 def test_an_app_that_cannot_start_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("app = 1 / 0\n")
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "iproto", "serve", "broken:app", "--workers", "2"),
-            *("--bind", "127.0.0.1:0", "--metrics-bind", "off", "--log-level", "ERROR"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+    ended = run(
+        *("serve", "broken:app", "--workers", "2"),
+        *("--bind", "127.0.0.1:0", "--metrics-bind", "off", "--log-level", "ERROR"),
         cwd=tmp_path,
     )
     assert ended.returncode == 2
@@ -263,15 +256,8 @@ def test_an_app_that_cannot_start_is_one_line_and_exit_code_2(tmp_path: Path) ->
 
 def test_two_supervisors_do_not_share_an_address() -> None:
     with supervised() as running:
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "iproto", "serve", "--workers", "2"),
-                *("--bind", running.addresses[0], "--metrics-bind", "off"),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
+        ended = run(
+            *("serve", "--workers", "2"), *("--bind", running.addresses[0], "--metrics-bind", "off")
         )
         assert ended.returncode == 2
         assert "in use" in ended.stderr
