@@ -68,6 +68,7 @@ cdef int take_message(ServerFrames self, const cursor_t* payload, int64_t type_i
         net_rpc.stage = NEXT_CALL
         return GOB_FITS
     memset(&call, 0, sizeof(call))
+    call.method = call.body = <const uint8_t*>b""  # a field that is left out has no bytes
     if net_rpc.stage == NEXT_CALL:
         found = gob_begin_call(&net_rpc.gob, payload[0], type_id, &call)
         if found == GOB_FITS:

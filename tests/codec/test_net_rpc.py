@@ -386,6 +386,13 @@ def test_the_header_counts_for_the_function_alone_and_its_length_is_not_believed
     ]
 
 
+def test_a_call_without_a_method_is_answered_as_one_that_is_ill_formed() -> None:
+    stream = gob.DEFINITIONS + gob.value(gob.CALL_TYPE, {1: b"\x05"}) + gob.argument(READ, b"\x01")
+    assert replies_to(net_rpc(), stream) == [
+        CallReply(5, b"rpc: service/method request ill-formed: ")
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 20_000])
 def test_a_turn_builds_bounded_replies_and_the_next_one_goes_on(count: int) -> None:
     frames = net_rpc()
