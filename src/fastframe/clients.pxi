@@ -93,6 +93,7 @@ cdef class Clients:
     cdef uint32_t areas
     cdef Py_buffer view
     cdef bint has_view
+    cdef bint detached
 
     def __cinit__(self, buffer=None, *, int areas=1, int area=0):
         if not 1 <= areas <= WORKERS_LIMIT or not 0 <= area < areas:
@@ -160,6 +161,10 @@ cdef class Clients:
         self.mine.connections += 1
         return account
 
+    def detach(self):
+        """In a child process: accounts that go change nothing in the table any more."""
+        self.detached = True
+
     def recover(self, uint32_t area):
         """A worker is dead: it has no connections and no calls any more."""
         if area >= self.areas:
@@ -206,7 +211,7 @@ cdef class Account:
 
 
 cdef void release_account(Account self) noexcept:
-    if self.is_open:
+    if self.is_open and not self.clients.detached:
         self.is_open = False
         self.clients.mine.of[self.place].connections -= 1
         self.clients.mine.connections -= 1

@@ -104,6 +104,7 @@ cdef bint answer_other(ServerFrames self, const Request* request) except -1:
         else:
             self.out = put_header(self.out, PING, 0, request.request_id)
             count(self, ROW_PING, COLUMN_OK)
+            self.pings += 1
         return True
     if request.func_id == SHUTDOWN:
         self.knows_shutdown = True

@@ -77,6 +77,7 @@ cdef class ServerFrames:
     cdef object peer
     # Bytes received in all, and how many there will be when a drain is done.
     cdef readonly uint64_t received
+    cdef readonly uint64_t pings  # requests that ask for nothing
     cdef uint64_t drain_at
     cdef bint draining
     cdef object drain_reason

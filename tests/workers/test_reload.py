@@ -342,7 +342,7 @@ def test_a_program_that_cannot_be_started_leaves_the_old_one_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = os.memfd_create("storage")
-    nothing = Inheritance(memory, None, 1, [], False, None, [], [], {}, {})
+    nothing = Inheritance(memory, memory, None, 1, [], False, None, [], [], {}, {})
     try:
         with pytest.raises(FileNotFoundError):
             upgrade.hand_over(nothing, Place(".", "/nowhere/python"))

@@ -37,6 +37,8 @@ class Acceptor:
         open_connection: takes a socket, accepted, non-blocking and tuned, the peer's address
             as the system has it, and the settings of the listener. What it raises ends that
             socket and no more.
+        make_room: takes the address and the listener of a connection for which descriptors
+            are short; whether another one was closed for it.
         count_open: how many connections are open.
         storage: counts the connections that are refused.
         repeats: writes to the log what goes wrong.
@@ -45,12 +47,14 @@ class Acceptor:
     def __init__(
         self,
         open_connection: Callable[[socket.socket, Any, ListenerConfig], None],
+        make_room: Callable[[Any, ListenerConfig], bool],
         count_open: Callable[[], int],
         storage: Storage,
         repeats: Repeats,
     ) -> None:
         self.listeners: list[Listener] = []
         self._open_connection = open_connection
+        self._make_room = make_room
         self._count_open = count_open
         self._most: int | None = None
         self._paused = False  # for the most are open
@@ -180,8 +184,13 @@ class Acceptor:
 
     def _take_in(self, sock: socket.socket, address: Any, config: ListenerConfig) -> None:
         if self._spare.is_used or sock.fileno() >= self._first_reserved:
-            self._refuse(sock)
-            return
+            if not self._make_room(address, config):
+                self._refuse(sock)
+                return
+            # The lowest number that is free now: the reserved ones stay so.
+            with sock:
+                sock = sock.dup()
+            self._spare.restore()
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):  # it may be reset already, which a read will tell

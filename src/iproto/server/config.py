@@ -28,6 +28,7 @@ from iproto.server.listener_config import (
     listener_from,
     parse_listener,
 )
+from iproto.server.rates import parse_rate
 from iproto.wire import Dialect
 
 MAX_BODY_CEILING = 1 << 30
@@ -84,6 +85,13 @@ class Config:
         dialect: ``"vk"`` or ``"mailru"``; see :class:`iproto.wire.Dialect`.
         idle_timeout: seconds, over 0 and at most 86400.
         max_connection_age: seconds, 0..86400, and up to a tenth more; 0 for no limit.
+        max_connections: 1..1000000 over all workers, or ``"auto"`` for as many as each
+            process has descriptors for.
+        max_connections_per_client: 0..65000; 0 for no limit. A client is an address, a
+            /64 of IPv6, a user of a unix socket, or a name in a certificate.
+        connect_rate: ``"RATE:BURST"``, as for :func:`iproto.server.rates.parse_rate`.
+        rate_limit: the same, of requests.
+        max_calls_per_client: 0..65000; 0 for no limit.
         max_body: bytes, 1024..2**30.
         max_objects: MsgPack objects in a body of a user function, 1..2**30; a body
             over it is refused before anything is built of it.
@@ -202,6 +210,32 @@ class Config:
         "close a connection that has been open for so long, and up to a tenth longer, once what it "
         "has sent is answered; 0 never does",
         metavar="SECONDS",
+    )
+    max_connections: int | str = _setting(
+        "auto",
+        "connections at once, over all workers; auto for as many as there are file descriptors for",
+        metavar="N|auto",
+    )
+    max_connections_per_client: int = _setting(
+        0, "connections at once of one client, over all workers; 0 for no limit", metavar="N"
+    )
+    connect_rate: str | None = _setting(
+        "off",
+        "connections of one client that are taken in a second, and behind a colon at once, like "
+        "10:50",
+        metavar="RATE[:BURST]",
+    )
+    rate_limit: str | None = _setting(
+        "off",
+        "requests of one client that are executed in a second, over all workers, and behind a "
+        "colon at once, like 100:20",
+        metavar="RATE[:BURST]",
+    )
+    max_calls_per_client: int = _setting(
+        0,
+        "calls of your own functions that run at once for one client, over all workers; 0 for no "
+        "limit",
+        metavar="N",
     )
     max_body: int = _setting(1 << 20, "longest request body taken", metavar="BYTES")
     max_objects: int = _setting(
@@ -349,6 +383,15 @@ class Config:
         self._check_range("idle_timeout", 0.001, MAX_SECONDS, "seconds")
         self._check_range("max_connection_age", 0, MAX_SECONDS, "seconds")
         self._check_range("call_timeout", 0, MAX_SECONDS, "seconds")
+        if self.max_connections != "auto":
+            if isinstance(self.max_connections, str) and self.max_connections.isdecimal():
+                self._put("max_connections", int(self.max_connections))
+            self._check_range("max_connections", 1, 1_000_000, "connections, or 'auto'", whole=True)
+        self._check_range("max_connections_per_client", 0, 65_000, "connections")
+        self._check_range("max_calls_per_client", 0, 65_000, "calls")
+        for name in ("rate_limit", "connect_rate"):
+            parse_rate(name, getattr(self, name))
+            self._put(name, str(getattr(self, name) or "off"))
         self._check_range("drain_timeout", 0, MAX_SECONDS, "seconds")
         self._check_range("max_body", 1024, MAX_BODY_CEILING, "bytes")
         self._check_range("max_objects", 1, MAX_BODY_CEILING, "objects")

@@ -110,6 +110,8 @@ class Connection:
         "_loop",
         "_owner",
         "_pause",
+        "_request_bytes",
+        "_request_time",
         "_sock",
         "_stream",
         "_timer",
@@ -143,6 +145,10 @@ class Connection:
         self._caller: Caller | None = None
         if call_tasks is not None:
             self._caller = Caller(self, frames, stream, self._fd, peer, call_tasks, loop)
+        # Bytes of requests when last looked at, PINGs not counted, and since when there were
+        # no more.
+        self._request_bytes = 0
+        self._request_time = loop.time()
         # What the loop does for us.
         self._watch = SocketWatch(self._fd, hangups, loop)
         self._turns = turns
@@ -231,6 +237,19 @@ class Connection:
         """Whether the connection is about to close on our side."""
         return self._draining or bool(self.frames.status & IS_CLOSING)
 
+    def seconds_without_request(self) -> float:
+        """Since the last request that asked for something, PING does not: to some seconds."""
+        if self.frames.pings == 0 or self.frames.unanswered:
+            return self.frames.quiet_seconds() if not self.frames.unanswered else 0.0
+        self._note_requests()
+        return self._loop.time() - self._request_time
+
+    def _note_requests(self) -> None:
+        received = self.frames.received - HEADER_BYTES * self.frames.pings
+        if received != self._request_bytes:
+            self._request_bytes = received
+            self._request_time = self._loop.time()
+
     def quiet_seconds(self) -> float:
         """How long the client has neither sent nor awaited anything."""
         return 0.0 if self.frames.unanswered else self.frames.quiet_seconds()
@@ -260,9 +279,9 @@ class Connection:
         if self._caller is not None:
             self._caller.forget()
 
-    def abort(self) -> None:
+    def abort(self, reason: CloseReason = CloseReason.FORCED) -> None:
         """Closes at once; what was not sent is lost."""
-        self._close(CloseReason.FORCED)
+        self._close(reason)
 
     # The one place that decides how to go on.
 
@@ -402,6 +421,7 @@ class Connection:
         if self._awaiting_header and self._linger is None:
             self._finish()  # no header came
             return
+        self._note_requests()
         left, reason = self._time_left()
         if left <= 0:
             self._look()

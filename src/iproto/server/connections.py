@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from iproto._fastframe import CallBudget, ServerFrames
 from iproto.errors import ConfigError
+from iproto.server.admission import Admission
 from iproto.server.connection import Connection
 from iproto.server.hangups import Hangups
 from iproto.server.listener_config import NET_RPC
-from iproto.server.permissions import Permissions
 from iproto.server.turns import Turns
 from iproto.wire import CloseReason
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from iproto._fastframe import Storage, UserFunction
+    from iproto.server.admission import Arrival
     from iproto.server.calls import CallTasks
     from iproto.server.certificates import Certificates
     from iproto.server.config import Config
     from iproto.server.gates import Gate
-    from iproto.server.handshakes import Arrival, Handshakes
+    from iproto.server.handshakes import Handshakes
+    from iproto.server.limits import SharedClients
     from iproto.server.listener_config import ListenerConfig
     from iproto.server.peer import Peer
     from iproto.server.repeats import Repeats
@@ -47,15 +49,23 @@ class Connections:
         config: the limits of each.
         storage: what they work on, and where they are counted.
         repeats: writes to the log what goes wrong.
+        clients: what workers count of each client; None without workers.
     """
 
-    def __init__(self, config: Config, storage: Storage, repeats: Repeats) -> None:
+    def __init__(
+        self,
+        config: Config,
+        storage: Storage,
+        repeats: Repeats,
+        clients: SharedClients | None = None,
+    ) -> None:
         self.idle_timeout = config.idle_timeout
         self._config = config
         self._storage = storage
         self._repeats = repeats
         self._budget = CallBudget(config.max_calls)
-        self._permissions = Permissions(config)
+        self._admission = Admission(config, storage, repeats, clients)
+        self._permissions = self._admission.permissions
         self._call_tasks: CallTasks | None = None
         self._hangups: Hangups | None = None
         self._turns: Turns | None = None
@@ -91,6 +101,7 @@ class Connections:
             raise ConfigError("a listener with tls needs tls_cert; name the certificate")
         self._permissions.functions = functions
         self._loop = loop
+        self._admission.start(loop)
         self._hangups = Hangups(loop)
         self._turns = Turns(loop)
         if functions:
@@ -133,39 +144,42 @@ class Connections:
             address: the peer's, as the system has it.
             listener: settings of the listener that accepted it.
         """
-        peer = self._permissions.peer_of(sock, address, listener)
-        if not self._permissions.may_connect(peer):
-            self._deny(sock, peer)
-        elif self._handshakes is not None and listener.speaks_tls(by_default=True):
-            self._handshakes.begin(sock, (peer, listener))
+        is_secure = self._handshakes is not None and listener.speaks_tls(by_default=True)
+        arrival = self._admission.take_in(sock, address, listener, is_secure=is_secure)
+        if arrival is None:
+            return
+        if self._handshakes is not None and is_secure:
+            self._handshakes.begin(sock, arrival)
         else:
-            self._serve(sock, peer, listener, None)
+            self._serve(sock, arrival, None)
             self._storage.count_opened()
+
+    def make_room(self, address: Any, listener: ListenerConfig) -> bool:
+        """File descriptors run out; see ``Admission.make_room``."""
+        return self._admission.make_room(address, listener)
 
     def _open_secure(self, secure: SecureSocket, arrival: Arrival) -> None:
         """Serves a socket whose handshake is done."""
-        peer, listener = arrival
-        peer = self._permissions.named(peer, listener, secure.session.peer_name)
-        connection = self._serve(secure.sock, peer, listener, secure)
+        name = secure.session.peer_name
+        peer = self._permissions.named(arrival.peer, arrival.listener, name)
+        arrival = arrival._replace(peer=peer)
+        connection = self._serve(secure.sock, arrival, secure)
         connection.begin()
         if self._draining:
             connection.drain()
 
     def _serve(
-        self,
-        sock: socket.socket,
-        peer: Peer,
-        listener: ListenerConfig,
-        secure: SecureSocket | None,
+        self, sock: socket.socket, arrival: Arrival, secure: SecureSocket | None
     ) -> Connection:
         assert self._loop is not None, "start() comes first"
         assert self._hangups is not None
         assert self._turns is not None
+        peer = arrival.peer
         granted = self._permissions.granted(peer.rights)
         config = self._config
         frames = ServerFrames(
             self._storage,
-            mailru=listener.dialect == "mailru",
+            mailru=arrival.listener.dialect == "mailru",
             max_body=config.max_body,
             max_calls=config.max_calls_per_connection,
             functions=granted.functions,
@@ -175,8 +189,9 @@ class Connections:
             max_unsent=config.max_unsent,
             turn=self._turns.turn,
             guard=granted.guard,
+            account=arrival.account,
             peer=peer,
-            net_rpc=listener.dialect == NET_RPC,
+            net_rpc=arrival.listener.dialect == NET_RPC,
         )
         stream: ServerFrames | SecureStream = frames
         if secure is not None:
@@ -195,6 +210,7 @@ class Connections:
             self._loop,
         )
         self._open.add(connection)
+        self._admission.opened(connection, arrival)
         logger.debug("connection %d from %s opened", sock.fileno(), peer)
         if config.max_connection_age:
             age = config.max_connection_age * (1.0 + random.uniform(0.0, AGE_JITTER))
@@ -208,22 +224,12 @@ class Connections:
             ("TLS", why), "TLS with %s failed: %s", peer, why, level=logging.WARNING
         )
 
-    def _deny(self, sock: socket.socket, peer: Peer) -> None:
-        sock.close()
-        self._storage.count_opened()
-        self._storage.count_closed(CloseReason.DENIED)
-        self._repeats.error(
-            ("denied", peer.client),
-            "closed a connection from %s: its address may not connect (--allow, --deny)",
-            peer,
-            level=logging.WARNING,
-        )
-
     # Events of a connection.
 
     def closed(self, connection: Connection, reason: CloseReason) -> None:
         """It is closed."""
         self._open.discard(connection)
+        self._admission.closed(connection)
         if connection in self._age_timers:
             self._age_timers.pop(connection).cancel()
         logger.debug(
@@ -327,6 +333,7 @@ class Connections:
             self._certificates.close()
         for connection in list(self._open):
             connection.abort()
+        self._admission.close()
         await self.wait_closed(None)
         if self._hangups is not None:
             self._hangups.close()
@@ -337,6 +344,7 @@ class Connections:
         """Those that a child must not have."""
         for connection in self._open:
             yield connection.fileno
+        yield from self._admission.descriptors()
         if self._handshakes is not None:
             yield from self._handshakes.descriptors()
         if self._hangups is not None:
@@ -347,5 +355,6 @@ class Connections:
         for connection in self._open:
             connection.forget()
         self._open.clear()
+        self._admission.forget()
         if self._handshakes is not None:
             self._handshakes.forget()

@@ -22,13 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from iproto._fastframe import Storage
+    from iproto.server.admission import Arrival
     from iproto.server.certificates import Certificates
     from iproto.server.config import Config
-    from iproto.server.listener_config import ListenerConfig
-    from iproto.server.peer import Peer
     from iproto.server.repeats import Repeats
 
-    Arrival = tuple[Peer, ListenerConfig]
 
 # Bytes taken from a socket before the next step. The rest waits in the system.
 _CHUNK = 16384
@@ -235,7 +233,7 @@ class Handshakes:
         self._repeats.error(
             ("TLS", why),
             "the TLS handshake with %s failed: %s",
-            handshake.arrival[0],
+            handshake.arrival.peer,
             why,
             level=logging.WARNING,
         )

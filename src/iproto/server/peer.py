@@ -53,16 +53,19 @@ class Peer:
         """Whom the limits of a client are for: a TLS name, a user, an address or its /64."""
         if self.tls_name is not None:
             return f"name {self.tls_name}"
-        if not self.host:
-            return f"uid {self.uid}"
-        if ":" in self.host:
-            return f"{IPv6Address(self.host).exploded[:NETWORK_DIGITS]}/64"
-        return self.host
+        return client_of(self.host) if self.host else f"uid {self.uid}"
 
     def __str__(self) -> str:
         name = f" ({self.tls_name})" if self.tls_name else ""
         user = "an unknown user" if self.uid is None else f"uid {self.uid}"
         return f"{self.address or user}{name} at {self.listener}"
+
+
+def client_of(host: str) -> str:
+    """Of an IP address what is taken for one client: it, or its /64."""
+    if ":" in host:
+        return f"{IPv6Address(host).exploded[:NETWORK_DIGITS]}/64"
+    return host
 
 
 # Of the call that a task runs; plain functions run where the extension knows it.

@@ -14,6 +14,7 @@ from iproto.server.rights import ALL, Rights, common
 if TYPE_CHECKING:
     from iproto._fastframe import UserFunction
     from iproto.server.config import Config
+    from iproto.server.limits import ClientLimits
     from iproto.server.listener_config import ListenerConfig
 
 
@@ -34,9 +35,12 @@ class Permissions:
 
     Args:
         config: the settings.
+        limits: those of each client.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, limits: ClientLimits) -> None:
+        self._limits = limits
+        self._has_admin_listeners = bool(config.admin_bind)
         self.functions: dict[int, UserFunction] = {}
         self._addresses = AddressFilter(config.allow, config.deny)
         self._acl = Acl(config.acl)
@@ -66,10 +70,18 @@ class Permissions:
     def _rights_of(
         self, listener: ListenerConfig, host: str, uid: int | None, name: str | None
     ) -> Rights:
+        rights = self._rights_at(listener)
+        return common(rights, self._acl.rights_of(host, uid, name)) if self._acl else rights
+
+    def _rights_at(self, listener: ListenerConfig) -> Rights:
         rights = self._rights.get(listener)
         if rights is None:
             rights = self._rights[listener] = listener.granted
-        return common(rights, self._acl.rights_of(host, uid, name)) if self._acl else rights
+        return rights
+
+    def is_for_admin(self, listener: ListenerConfig) -> bool:
+        """Whether a listener is one of those that alone may switch the storage."""
+        return self._has_admin_listeners and "admin" in self._rights_at(listener).names
 
     def may_connect(self, peer: Peer) -> bool:
         """Whether the peer's address may connect at all."""
@@ -83,11 +95,12 @@ class Permissions:
         return known
 
     def _grant(self, rights: Rights) -> Granted:
-        if rights == ALL:
+        if rights == ALL and not self._limits.has_limits:
             return Granted(self.functions, None)
         permitted = {
             func_id: function
             for func_id, function in self.functions.items()
             if rights.permits(func_id)
         }
-        return Granted(permitted, Guard(rights.permits, self.functions))
+        guard = Guard(rights.permits, self.functions, self._limits.rate, self._limits.max_calls)
+        return Granted(permitted, guard)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from iproto.app import App
     from iproto.metrics.collectors import WatchedFile
     from iproto.metrics.endpoint import MetricsEndpoint
+    from iproto.server.limits import SharedClients
 
 logger = logging.getLogger("iproto.server")
 
@@ -55,6 +56,7 @@ class Server:
             served by several servers of one process.
         inherited: sockets that listen already, in place of ``config.bind``; they are
             closed at the end, but another process that has them goes on.
+        clients: what all workers count of each client; for workers.
 
     Leaving ``async with`` drains the server.
     """
@@ -66,6 +68,7 @@ class Server:
         storage: Storage | None = None,
         *,
         inherited: Sequence[socket.socket | Listener] | None = None,
+        clients: SharedClients | None = None,
     ) -> None:
         self.config = config if config is not None else Config()
         self.storage = storage if storage is not None else Storage()
@@ -79,9 +82,13 @@ class Server:
         self._heartbeat: Heartbeat | None = None
         self._repeats = Repeats(logger)
         self._function_errors = Repeats(logging.getLogger("iproto.app"))
-        self._connections = Connections(self.config, self.storage, self._repeats)
+        self._connections = Connections(self.config, self.storage, self._repeats, clients)
         self._acceptor = Acceptor(
-            self._connections.open, self._connections.__len__, self.storage, self._repeats
+            self._connections.open,
+            self._connections.make_room,
+            self._connections.__len__,
+            self.storage,
+            self._repeats,
         )
         self._lifespan = Lifespan()
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -49,6 +49,7 @@ class Inheritance(NamedTuple):
 
     Args:
         memory: descriptor of the storage's memory.
+        clients: descriptor of the memory of the table of clients.
         file: the file that this is; None if it is none.
         areas: worker areas in it.
         listeners: descriptors, by address.
@@ -61,6 +62,7 @@ class Inheritance(NamedTuple):
     """
 
     memory: int
+    clients: int
     file: InheritedFile | None
     areas: int
     listeners: list[list[int]]
@@ -83,8 +85,8 @@ class Inheritance(NamedTuple):
 
     @property
     def storage_descriptors(self) -> list[int]:
-        """The file descriptors of the storage."""
-        return [self.memory, *([] if self.file is None else self.file.path_lock)]
+        """The file descriptors of what workers share: the next supervisor keeps them."""
+        return [self.memory, self.clients, *([] if self.file is None else self.file.path_lock)]
 
     @property
     def descriptors(self) -> list[int]:
@@ -107,6 +109,7 @@ def describe(pool: Pool, metrics: int | None, file: InheritedFile | None) -> Inh
     """
     return Inheritance(
         memory=pool.memory,
+        clients=pool.clients,
         file=file,
         areas=area_count(pool.count),
         listeners=[[sock.fileno() for sock in group] for group in pool.listeners],

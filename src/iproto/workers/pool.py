@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import json
 import logging
+import mmap
 import os
 import time
 from typing import TYPE_CHECKING
 
+from iproto._fastframe import Clients
 from iproto.address import address_of
 from iproto.checks import EXIT_USAGE
 from iproto.server import listeners
@@ -64,14 +66,19 @@ class Pool:
         app: ``MODULE:APP``, or empty.
         storage: what they serve.
         memory: its descriptor.
+        clients: descriptor of the memory of the table of clients.
         count: how many workers.
     """
 
-    def __init__(self, config: Config, app: str, storage: Storage, memory: int, count: int) -> None:
+    def __init__(
+        self, config: Config, app: str, storage: Storage, memory: int, clients: int, count: int
+    ) -> None:
         self.config = config
         self.storage = storage
         self.file_watch: WatchedFile | None = None
         self.memory = memory
+        self.clients = clients
+        self._client_table = Clients(mmap.mmap(clients, 0), areas=area_count(count))
         self.count = count
         self.listeners: list[list[socket.socket]] = []  # by address, then by position, or shared
         self.from_systemd = False  # the listeners are
@@ -130,6 +137,7 @@ class Pool:
                 area=area,
                 areas=area_count(self.count),
                 memory=self.memory,
+                clients=self.clients,
                 # By position: its own queue of each address, or the one that all share.
                 listeners=[
                     [group[other % len(group)].fileno() for group in self.listeners]
@@ -162,6 +170,7 @@ class Pool:
             yield area
         finally:
             self.storage.recover(area)
+            self._client_table.recover(area)
             self._reserved_area = None
 
     def _start_soon(self, position: int) -> None:
@@ -256,6 +265,7 @@ class Pool:
     def _died(self, worker: Worker, cpu_seconds: float) -> None:
         """Frees the lock if the worker held it, at once; then replaces the worker."""
         held = self.storage.recover(worker.area)
+        self._client_table.recover(worker.area)
         self.workers.remove(worker)
         loop = asyncio.get_running_loop()
         loop.remove_reader(worker.control.fileno())

@@ -92,6 +92,7 @@ def launch(
     area: int,
     areas: int,
     memory: int,
+    clients: int,
     listeners: list[list[int]],
     from_systemd: bool = False,
     own_session: bool = True,
@@ -105,6 +106,7 @@ def launch(
         position, area, areas, listeners, from_systemd: see
             :class:`iproto.workers.worker.WorkerSpec`.
         memory: descriptor of the storage's memory.
+        clients: descriptor of the memory of the table of clients.
         own_session: whether Ctrl-C, and what ends our process group, spare the worker.
 
     Raises:
@@ -119,6 +121,7 @@ def launch(
             areas=areas,
             area=area,
             storage=memory,
+            clients=clients,
             position=position,
             listeners=listeners,
             from_systemd=from_systemd,
@@ -130,7 +133,7 @@ def launch(
             stdin=subprocess.DEVNULL,
             cwd=place.existing_directory,
             env={**os.environ, SPEC_VARIABLE: json.dumps(spec._asdict())},
-            pass_fds={memory, theirs.fileno(), *(fd for fds in listeners for fd in fds)},
+            pass_fds={memory, clients, theirs.fileno(), *(fd for fds in listeners for fd in fds)},
             start_new_session=own_session,
         )
         unless_started.pop_all()

@@ -31,7 +31,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
-from iproto._fastframe import Storage
+from iproto._fastframe import Clients, Storage
 from iproto.metrics.collectors import WorkersCollector
 from iproto.metrics.endpoint import MetricsEndpoint
 from iproto.server import listeners, systemd
@@ -83,6 +83,7 @@ class Supervisor:
         if inheritance is not None:
             count = len(inheritance.positions)
             memory, file = inheritance.memory, inheritance.file
+            clients = inheritance.clients
         else:
             count = usable_cpus() if config.workers == "auto" else int(config.workers or 1)
             if config.storage_file is not None:
@@ -91,8 +92,9 @@ class Supervisor:
                 file = InheritedFile(os.path.abspath(opened.path), opened.path_lock)
             else:
                 memory = shared_memory(Storage.size_for(area_count(count)))
+            clients = shared_memory(Clients.size_for(area_count(count)))
         storage = Storage(mmap.mmap(memory, 0), workers=area_count(count), worker=0)
-        self.pool = Pool(config, app, storage, memory, count)
+        self.pool = Pool(config, app, storage, memory, clients, count)
         self.file_watch = None if file is None else FileWatch(file.path, memory)
         self.pool.file_watch = self.file_watch
         self._file = file

@@ -56,6 +56,7 @@ def run(inheritance: Inheritance, area: int, app: str, read: Callable[[], Config
             area=area,
             areas=area_count(supervisor.pool.count),
             memory=inheritance.memory,
+            clients=inheritance.clients,
             listeners=[[] for _ in range(supervisor.pool.count)],
             own_session=False,
         )

@@ -82,7 +82,7 @@ async def refusal(inheritance: Inheritance, area: int, place: Place) -> str | No
             INHERITANCE_VARIABLE: json.dumps(inheritance._asdict()),
             TRIAL_VARIABLE: str(area),
         },
-        pass_fds=[inheritance.memory],
+        pass_fds=[inheritance.memory, inheritance.clients],
         start_new_session=True,  # so that its worker can be ended with it, below
     )
     try:

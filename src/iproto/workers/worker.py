@@ -20,12 +20,13 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from iproto import forks
-from iproto._fastframe import Storage
+from iproto._fastframe import Clients, Storage
 from iproto.checks import EXIT_USAGE
 from iproto.errors import ConfigError
 from iproto.leftovers import workers_of
 from iproto.server import listeners
 from iproto.server.config import Config
+from iproto.server.limits import SharedClients
 from iproto.server.logs import flush_log, set_up_logging
 from iproto.server.run import new_loop, run_in_loop
 from iproto.server.server import Server
@@ -79,6 +80,7 @@ class WorkerSpec(NamedTuple):
         areas: worker areas in the storage.
         area: the worker's own.
         storage: descriptor of the storage's memory.
+        clients: descriptor of the memory of the table of clients.
         position: the worker's own position.
         listeners: descriptors of the listening sockets, by position.
         from_systemd: whether these are systemd's, and listen on when this server ends.
@@ -90,6 +92,7 @@ class WorkerSpec(NamedTuple):
     areas: int
     area: int
     storage: int
+    clients: int
     position: int
     listeners: list[list[int]]
     from_systemd: bool
@@ -109,7 +112,7 @@ def main() -> int:
         for fds in spec.listeners
     ]
     control = socket.socket(fileno=spec.control)
-    held = _Held(spec.storage, [control, *sockets.values()])
+    held = _Held([spec.storage, spec.clients], [control, *sockets.values()])
     try:
         app = load_app(spec.app) if spec.app else None
         memory = mmap.mmap(spec.storage, 0)
@@ -118,6 +121,7 @@ def main() -> int:
             app,
             Storage(memory, workers=spec.areas, worker=spec.area),
             inherited=queues[spec.position],
+            clients=SharedClients(_clients(spec), spec.clients),
         )
         with control:
             code = run_in_loop(new_loop(config.loop), lambda: _serve(server, spec, control, queues))
@@ -130,24 +134,29 @@ def main() -> int:
         del held  # until here: forks knows it as long as it lives
 
 
+def _clients(spec: WorkerSpec) -> Clients:
+    return Clients(mmap.mmap(spec.clients, 0), areas=spec.areas, area=spec.area)
+
+
 class _Held:
     """What a worker inherited, and its own children must not have; see forks.Holder.
 
     Args:
-        memory: descriptor of the storage's memory.
+        memories: descriptors of shared memory.
         sockets: the rest.
     """
 
-    def __init__(self, memory: int, sockets: Sequence[socket.socket]) -> None:
-        self._memory = memory
+    def __init__(self, memories: Sequence[int], sockets: Sequence[socket.socket]) -> None:
+        self._memories = memories
         self._sockets = sockets
-        for fd in (memory, *(sock.fileno() for sock in sockets)):
+        for fd in (*memories, *(sock.fileno() for sock in sockets)):
             os.set_inheritable(fd, False)
         forks.register(self)
 
     def descriptors(self) -> Iterator[int]:
         """Those that are open still."""
-        yield from forks.same_file(self._memory)
+        for memory in self._memories:
+            yield from forks.same_file(memory)
         for sock in self._sockets:
             if sock.fileno() >= 0:
                 yield sock.fileno()
@@ -271,12 +280,14 @@ async def _recover_dead_workers(server: Server, spec: WorkerSpec) -> None:
     None of its workers starts any more; one that is in two looks no more is dead.
     """
     supervisor = int(sys.argv[1])
+    clients = _clients(spec)
     areas = set(range(1, spec.areas))
     dead_before: set[int] = set()
     while True:
         dead = areas - workers_of(supervisor).keys() - {spec.area}
         for area in dead & dead_before:
             server.storage.recover(area)
+            clients.recover(area)
         dead_before = dead
         await asyncio.sleep(RECOVER_PERIOD)
 
