@@ -347,3 +347,22 @@ def test_what_came_while_the_loop_stood_still_counts_before_any_time_out(loop_na
         go_on.set()
         assert idle.reply().request_id == 8
         assert partial.reply().request_id == 7
+
+
+def test_much_of_a_frame_at_once_does_not_extend_its_time(loop_name: str) -> None:
+    """A connection that has more than its share of a turn waits for the next, which is no pause."""
+    size = 64 << 20
+    with (
+        serving(loop=loop_name, idle_timeout=0.5, max_body=size) as served,
+        served.peer() as peer,
+    ):
+        sent = 0
+        peer.send(struct.pack("<III", FuncID.STORAGE_REPLACE, size, 1))
+        end = time.monotonic() + PATIENCE
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < end:
+                peer.send(bytes(1 << 20))
+                sent += 1 << 20
+                assert sent < size - (1 << 20), "the whole body was taken"
+                time.sleep(0.05)
+        assert served.wait_closed() == {"INCOMPLETE_FRAME": 1}

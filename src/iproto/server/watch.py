@@ -30,7 +30,7 @@ class SocketWatch:
         loop: the running loop.
     """
 
-    __slots__ = ("_fd", "_hangup", "_hangups", "_loop", "_writing", "reading")
+    __slots__ = ("_fd", "_hangup", "_hangups", "_loop", "_paused", "_writing", "reading")
 
     def __init__(self, fd: int, hangups: Hangups, loop: asyncio.AbstractEventLoop) -> None:
         self._fd = fd
@@ -39,6 +39,9 @@ class SocketWatch:
         self.reading = False
         self._writing = False
         self._hangup = False
+        # It was not read for replies that wait, a full queue or a rate. To wait for a turn of
+        # the loop is no pause: a client can bring that about with each part of a frame.
+        self._paused = False
 
     def set(
         self,
@@ -56,6 +59,7 @@ class SocketWatch:
             writing: whether it takes something.
             hangup: whether it was reset.
         """
+        self._paused = self._paused or writing or hangup
         if hangup != self._hangup:
             self._hangup = hangup
             if hangup:
@@ -66,7 +70,9 @@ class SocketWatch:
             # Each is noted so that a failure leaves it to be removed.
             if reading:
                 self.reading = True
-                watcher.frames.touch()
+                if self._paused:
+                    self._paused = False
+                    watcher.frames.touch()
                 self._loop.add_reader(self._fd, watcher.on_readable)
             else:
                 self._loop.remove_reader(self._fd)
