@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from iproto.cli.functions import arguments_for, find_function, json_argument
-from iproto.cli.options import add_command, add_server_options, func_id
+from iproto.cli.options import add_command, add_server_options, function
 from iproto.cli.output import EXIT_OK, print_json
 from iproto.errors import (
     ConfigError,
@@ -90,7 +90,7 @@ def add_client_commands(commands: Commands) -> None:
     )
     call.add_argument(
         "function",
-        type=func_id,
+        type=function,
         metavar="FUNCTION",
         help="0x00030001, decimal, or the name, which is looked up at the server",
     )

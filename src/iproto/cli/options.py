@@ -83,16 +83,19 @@ def command_first(command_line: Sequence[str], commands: Commands) -> list[str]:
     return [command_line[at], *command_line[:at], *command_line[at + 1 :]]
 
 
-def func_id(text: str) -> int | str:
-    """Reads the number of a function; what does not begin with a digit is its name."""
+def func_id(text: str) -> int:
+    """Reads the number of a function."""
     try:
         return int(text, 0)
     except ValueError:
-        if text[:1].isdigit() or not text:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no function number; give it like 0x00030001 or 196609"
-            ) from None
-        return text
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no function number; give it like 0x00030001 or 196609"
+        ) from None
+
+
+def function(text: str) -> int | str:
+    """Reads the number or the name of a function; a number begins with a digit."""
+    return func_id(text) if not text or text[0].isdigit() else text
 
 
 def json_value(text: str) -> Any:
