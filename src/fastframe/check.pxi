@@ -18,9 +18,9 @@ cdef void lay_out(store_t* store, uint32_t workers, bint checked) noexcept:
 
 cdef int attach_for_check(Py_buffer* view, handle_t* h) except -1:
     """The store in a buffer, of which the slots are there, and have hashes."""
-    if <size_t>view.buf % 64 or <size_t>view.len < store_size(0):
+    if <size_t>view.buf % STORE_ALIGNMENT or <size_t>view.len < store_size(0):
         raise ValueError(
-            f"a store takes at least {store_size(0)} bytes, aligned to 64; "
+            f"a store takes at least {store_size(0)} bytes, aligned to {STORE_ALIGNMENT}; "
             f"the buffer has {view.len}"
         )
     cdef store_t* store = <store_t*>view.buf

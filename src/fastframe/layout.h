@@ -139,6 +139,12 @@ _Static_assert(sizeof(worker_t) / 64 % 2 == 1, "areas are an odd number of cache
 
 #define SLOTS_SIZE ((size_t)SLOT_PAGES * PAGE_BYTES)
 
+/* Of a store's memory: no part of it wants more. */
+#define STORE_ALIGNMENT 128
+_Static_assert(_Alignof(store_t) <= STORE_ALIGNMENT && _Alignof(reader_t) == STORE_ALIGNMENT &&
+                   (sizeof(store_t) + SLOTS_SIZE) % STORE_ALIGNMENT == 0,
+               "every part is aligned");
+
 static inline size_t store_size(uint32_t workers) {
     return sizeof(store_t) + SLOTS_SIZE + workers * (sizeof(reader_t) + sizeof(worker_t));
 }

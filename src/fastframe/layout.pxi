@@ -14,6 +14,8 @@ cdef extern from "layout.h" nogil:
         STATE_READ_ONLY
         STATE_MAINTENANCE
     const uint64_t STORE_MAGIC
+    enum:
+        STORE_ALIGNMENT
 
     ctypedef struct slot_t:
         uint32_t current

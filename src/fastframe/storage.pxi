@@ -21,7 +21,7 @@ cdef class Storage:
 
     Args:
         buffer: writable memory of at least ``Storage.size_for(workers)`` bytes,
-            aligned to 64 bytes (an ``mmap`` is): zeros, which are laid out
+            aligned to 128 bytes (an ``mmap`` is): zeros, which are laid out
             anew, or a store of this version, which is attached. The memory is
             kept alive. None: anonymous memory of its own.
         workers: worker areas in the store, 1..1024; must match on attaching.
@@ -57,8 +57,10 @@ cdef class Storage:
                 f"a store for {workers} workers takes {needed} bytes; "
                 f"the buffer has {self.view.len}"
             )
-        if <size_t>self.view.buf % 64:
-            raise ValueError("the buffer must be aligned to 64 bytes, as an mmap is")
+        if <size_t>self.view.buf % STORE_ALIGNMENT:
+            raise ValueError(
+                f"the buffer must be aligned to {STORE_ALIGNMENT} bytes, as an mmap is"
+            )
         cdef store_t* store = <store_t*>self.view.buf
         if store.magic == 0:
             lay_out(store, workers, checked)

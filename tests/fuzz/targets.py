@@ -232,8 +232,8 @@ def _uses() -> bytes:
 
 def _aligned(size: int) -> memoryview:
     """Zeros at an address that a store takes; nothing readable is right behind them."""
-    raw = (ctypes.c_char * (size + 63))()
-    skip = -ctypes.addressof(raw) % 64
+    raw = (ctypes.c_char * (size + 127))()
+    skip = -ctypes.addressof(raw) % 128
     return memoryview(raw).cast("B")[skip : skip + size]
 
 

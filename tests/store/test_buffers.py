@@ -79,10 +79,10 @@ def test_a_buffer_that_is_too_small_is_refused() -> None:
         ff.Storage(memoryview(shared(2))[: size - 1], workers=2)
 
 
-@pytest.mark.parametrize("offset", [1, 2, 4, 8, 16, 32, 63])
+@pytest.mark.parametrize("offset", [1, 2, 4, 8, 16, 32, 64, 127])
 def test_a_misaligned_buffer_is_refused(offset: int) -> None:
-    memory = mmap.mmap(-1, ff.Storage.size_for() + 64)
-    with pytest.raises(ValueError, match="aligned to 64 bytes"):
+    memory = mmap.mmap(-1, ff.Storage.size_for() + 128)
+    with pytest.raises(ValueError, match="aligned to 128 bytes"):
         ff.Storage(memoryview(memory)[offset:])
 
 
@@ -166,9 +166,9 @@ def test_a_store_for_other_workers_is_refused() -> None:
 
 def test_flushing_needs_whole_pages() -> None:
     ff.Storage(shared()).flush()
-    memory = mmap.mmap(-1, ff.Storage.size_for() + 64)
+    memory = mmap.mmap(-1, ff.Storage.size_for() + 128)
     with pytest.raises(OSError, match="Invalid argument"):
-        ff.Storage(memoryview(memory)[64:]).flush()
+        ff.Storage(memoryview(memory)[128:]).flush()
 
 
 @pytest.mark.parametrize("workers", [-1, 1025, -(2**70), 2**70])

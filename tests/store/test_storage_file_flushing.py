@@ -100,8 +100,8 @@ def test_after_a_flush_the_disk_has_it_all(tmp_path: Path) -> None:
 
 
 def test_a_flush_that_fails_is_told_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    memory = mmap.mmap(-1, iproto.Storage.size_for() + 64)
-    storage = iproto.Storage(memoryview(memory)[64:])  # not at a page, so the system refuses
+    memory = mmap.mmap(-1, iproto.Storage.size_for() + 128)
+    storage = iproto.Storage(memoryview(memory)[128:])  # not at a page, so the system refuses
     with Flusher(storage, 0.001):
         wait_until(lambda: len(caplog.records) > 2)
     assert {record.getMessage() for record in caplog.records} == {
