@@ -73,8 +73,8 @@ def test_a_signal_drains_and_the_exit_code_is_0(number: signal.Signals, loop: st
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 def test_every_request_received_before_the_signal_is_answered(loop: str) -> None:
-    """Pipelines lie in the sockets' buffers when the signal comes."""
-    count = 20_000
+    """Pipelines lie in the sockets' buffers when the signal comes: 117 KB fit into one."""
+    count = 9_000
     with serve_process("--loop", loop) as running:
         peers = [running.peer() for _ in range(5)]
         for peer in peers:
