@@ -50,8 +50,9 @@ coverage: $(COVERAGE)/.built ## Which lines the tests run, of Python and the ext
 	git ls-files -z --cached --others --exclude-standard tests docs examples benchmarks tools model deploy .github \
 		'*.md' | tar --null -T - -cf - | tar -xf - -C $(COVERAGE)/source
 	cd $(COVERAGE)/source && rm -f .coverage* && PATH="$(CURDIR)/$(COVERAGE)/venv/bin:$$PATH" && \
-		TEST_PATIENCE=5 python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 $(TESTS) && \
-		python -m coverage combine --quiet && python -m coverage html --quiet && python -m coverage report --skip-covered
+		{ TEST_PATIENCE=5 python -m coverage run -m pytest --numprocesses $(JOBS) --timeout 600 $(TESTS); tests=$$?; } && \
+		python tools/drop_cut_coverage.py . && python -m coverage combine --quiet && \
+		python -m coverage html --quiet && python -m coverage report --skip-covered && exit $$tests
 
 $(COVERAGE)/.built: $(MADE_OF)
 	rm -rf $(COVERAGE)

@@ -58,9 +58,6 @@ STATE_WORDS = {
     State.MAINTENANCE: 0x0978703B,
 }
 
-PATIENCE = 20.0
-"""Seconds after which a wait for another thread or process is a failure."""
-
 
 def shared(workers: int = 1) -> mmap.mmap:
     """Fresh memory for a store."""

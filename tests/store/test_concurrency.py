@@ -16,9 +16,9 @@ import pytest
 from iproto import _fastframe as ff
 from iproto.errors import Error, OverloadedError
 from iproto.wire import FuncID, ReturnCode, State
+from tests.helpers.harness import PATIENCE
 from tests.helpers.oracle import packed_str, parse_responses, request
 from tests.helpers.store import (
-    PATIENCE,
     STATE_AT,
     STATE_WORDS,
     WRITER_AT,
