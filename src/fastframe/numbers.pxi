@@ -165,7 +165,7 @@ cdef enum:
     OVERFULL = 128  # a reply was dropped, for max_unsent bytes wait to be sent
     PAUSED = 256  # with HAS_MORE: the client is over its rate; go on after pause_seconds()
     REFUSED = 512  # a call was not permitted; clear_refused() when that is noted
-    INPUT = 1024  # its socket had its share of the turn and may have more; receive() in a later turn
+    INPUT = 1024  # its socket had its share of the turn and may have more; receive() later
 
 # What ClientFrames makes of a reply.
 AS_RESPONSE = 0

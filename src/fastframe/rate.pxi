@@ -25,7 +25,8 @@ cdef size_t scan_within_rate(ServerFrames self, const uint8_t* data, size_t size
     """As ``scan``, window after window."""
     cdef size_t at = 0
     cdef window_t window
-    if is_one_frame(data, size) and rate_take(self.guard.arrival, &self.guard.rate, self.arrived, 1):
+    if (is_one_frame(data, size)
+            and rate_take(self.guard.arrival, &self.guard.rate, self.arrived, 1)):
         self.guard.refused = 0
         at = scan(self, data, size, out_limit)
         if at == 0:

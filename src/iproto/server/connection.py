@@ -418,7 +418,7 @@ class Connection:
 
     @_guarded
     def _check(self) -> None:
-        if self._awaiting_header and self._linger is None:
+        if self._awaiting_header and self._lacks_header and self._linger is None:
             self._finish()  # no header came
             return
         self._note_requests()

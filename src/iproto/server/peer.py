@@ -50,7 +50,7 @@ class Peer:
 
     @property
     def client(self) -> str:
-        """Whom the limits of a client are for: a TLS name, a user, an address or its /64."""
+        """Who it is: a TLS name, a user, an address or its /64. Limits count the last three."""
         if self.tls_name is not None:
             return f"name {self.tls_name}"
         return client_of(self.host) if self.host else f"uid {self.uid}"
