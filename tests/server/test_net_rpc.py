@@ -92,6 +92,21 @@ def test_user_functions_answer_with_their_results_and_errors(loop_name: str) -> 
         ]
 
 
+def test_a_rate_and_limits_of_connections_hold_here_too() -> None:
+    with net_rpc(rate_limit="0.01:3", max_connections_per_client=1) as served:
+        calls = [gob.call(seq, FuncID.STORAGE_READ, b"\x07") for seq in range(5)]
+        replies = ask(served, *calls)
+        assert [(reply.seq, reply.is_error) for reply in replies] == [
+            (seq, seq >= 3) for seq in range(5)
+        ]
+        served.wait_closed()
+        with served.peer() as first, served.peer() as second:
+            assert second.rest() == b""  # refused: the first one has the only place
+            first.send(gob.DEFINITIONS + calls[0])
+            first.finish_sending()
+            assert [reply.is_error for reply in ReplyReader().read(first.rest())] == [True]
+
+
 def test_a_client_that_does_not_read_holds_up_nobody(loop_name: str) -> None:
     calls = gob.call(1, FuncID.STORAGE_READ, b"\x01") * 20_000
     with net_rpc(loop=loop_name) as served, served.peer(receive_buffer=4096) as slow:
