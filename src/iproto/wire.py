@@ -198,7 +198,7 @@ class CloseReason(enum.IntEnum):
     BAD_GOB = 18
     """What came was not what clients of net/rpc send, or over a limit on it; the log says which."""
     TOO_MANY = 19
-    """So many were open, of all clients or of its own, or its client connects too often; it was
+    """The most were open, of all clients or of its own, or its client connects too often; it was
     not taken in."""
     EVICTED = 20
     """All places were taken, most of them by its client, and it had been without a request for

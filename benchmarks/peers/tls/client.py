@@ -76,7 +76,7 @@ class Peer:
         self._receive(self._kind.written)
 
     def ask(self, count: int) -> None:
-        """Sends so many requests."""
+        """Sends this many requests."""
         self._sock.sendall(self._kind.read * count)
 
     def take(self, count: int) -> None:

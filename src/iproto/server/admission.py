@@ -118,7 +118,7 @@ class Admission:
 
         Args:
             address: the newcomer's, as the system has it.
-            listener: where it came; those for whoever may switch have descriptors of their own.
+            listener: where it came; those of clients that may switch have descriptors of their own.
         """
         if self.permissions.is_for_admin(listener):
             return len(self._admin_places) < ADMIN_CONNECTIONS
@@ -158,7 +158,7 @@ class Admission:
         return True
 
     def _places_of(self, listener: ListenerConfig) -> Places:
-        """Those for whoever may switch are apart, where there is a listener for them."""
+        """Those of clients that may switch are apart, where there is a listener for them."""
         return self._admin_places if self.permissions.is_for_admin(listener) else self._places
 
     # Refusals.

@@ -71,7 +71,7 @@ def by_address(sockets: Iterable[socket.socket], config: Config) -> list[Listene
 
 
 def warn_of_strangers(listeners: Iterable[Listener], config: Config, level: int) -> None:
-    """A warning for each address outside this machine where whoever connects may switch.
+    """A warning for each address outside this machine where every client may switch.
 
     Args:
         listeners: those of the server.

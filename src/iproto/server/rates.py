@@ -1,4 +1,4 @@
-"""Rates in settings: so many a second, and so many at once."""
+"""Rates in settings: how many a second, and how many at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RATE = re.compile(r"(\d{1,7}(?:\.\d{1,6})?)(?::(\d{1,7}))?", re.ASCII)
 
 
 class Rate(NamedTuple):
-    """So many a second, and so many at once."""
+    """How many a second, and how many at once."""
 
     rate: float
     burst: int

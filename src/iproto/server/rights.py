@@ -70,7 +70,7 @@ class Rights:
 
 
 ALL = Rights(frozenset({*CLASSES, "call"}))
-"""The rights of whoever connects where nothing else is set."""
+"""The rights of a client where nothing else is set."""
 
 
 def common(one: Rights, other: Rights) -> Rights:
